@@ -1,0 +1,49 @@
+"""Search for compressed models on the measured accuracy–latency front of a device.
+
+import autocompress as ac
+
+task = ac.Task(model, train=train_loader, valid=valid_loader, test=test_loader)
+result = ac.search(task, latency_budget="50%", max_trials=40, out="runs/mnist")
+result.best(max_accuracy_drop=0.01).export("deploy/")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.config import SearchConfig
+    from autocompress.device import Target
+    from autocompress.outer_loop import search
+    from autocompress.policy import LayerPolicy, Policy
+    from autocompress.result import Result
+    from autocompress.single import compress
+    from autocompress.task import Task
+    from autocompress.verification import verify
+
+__version__ = "0.1.0"
+__all__ = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task", "compress", "search", "verify"]
+
+_HOME = {
+    "LayerPolicy": "policy",
+    "Policy": "policy",
+    "Result": "result",
+    "SearchConfig": "config",
+    "Target": "device",
+    "Task": "task",
+    "compress": "single",
+    "search": "outer_loop",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import autocompress` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"autocompress.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

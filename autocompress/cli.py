@@ -1,0 +1,272 @@
+"""The command line. Every command imports what it needs when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autocompress.errors import AutocompressError, UserError
+
+app = typer.Typer(
+    help="Search for compressed models on the measured accuracy–latency front of a device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+INTERRUPTED, FAILED, WRONG_INPUT = 130, 1, 2
+
+RunArgument = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
+TaskArgument = Annotated[str | None, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")]
+OutOption = Annotated[str | None, typer.Option("--out", help="The run folder.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with the same settings; options win over it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Fine-tuning epochs per candidate, instead of the task's.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Inference threads of the target.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of shuffling and sampling.")]
+
+
+@app.command()
+def search(
+    task: TaskArgument = None,
+    budget: Annotated[str | None, typer.Option(help="Latency budget: 0.25ms, 50%, 0.5x, or '70% of int8'.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to score; over-budget ones are not counted.")] = None,
+    time: Annotated[str | None, typer.Option(help="When to stop: 90s, 8m, 1.5h.")] = None,
+    out: OutOption = None,
+    space: Annotated[
+        str | None, typer.Option(help="A preset (int8, int8-prune, mixed-precision, sparse, full) or a YAML file.")
+    ] = None,
+    objectives: Annotated[str | None, typer.Option(help="accuracy,latency and then size or compressed_size.")] = None,
+    max_accuracy_drop: Annotated[str | None, typer.Option(help="For the best model: 0.01 (absolute) or 1% (relative).")] = None,
+    epochs: EpochsOption = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = None,
+    keep: Annotated[str | None, typer.Option(help="Which models stay on disk: front or all.")] = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be searched and how long it takes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for models that keep the budget; plots, tables and the best model lie in the run folder."""
+    overrides = {
+        "task": task,
+        "budget": budget,
+        "max_trials": trials,
+        "max_time": time,
+        "out": out,
+        "space": space,
+        "objectives": [word.strip() for word in objectives.split(",")] if objectives else None,
+        "max_accuracy_drop": max_accuracy_drop,
+        "fine_tuning.epochs": epochs,
+        "target.threads": threads,
+        "seed": seed,
+        "keep": keep,
+    }
+    _search(overrides, config, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry_run: bool, as_json: bool) -> None:
+    from autocompress.config import load_config
+    from autocompress.task import load_task
+
+    settings = load_config(config or _own_config(overrides["out"], resume), overrides)
+    if settings.task is None:
+        raise _missing_task()
+    settings = settings.model_copy(update={"task": _absolute(settings.task)})
+    task = load_task(str(settings.task))
+    if dry_run:
+        from autocompress.dry_run import dry_run as look
+
+        console.print(look(task, settings), highlight=False, markup=False)
+        return
+    from autocompress.console import ConsoleWatcher, front_table
+    from autocompress.outer_loop import run_search
+
+    watcher = ConsoleWatcher(errors if as_json else console)
+    try:
+        with watcher.live():
+            result = run_search(task, settings, resume=resume, watcher=watcher)
+    except KeyboardInterrupt:
+        errors.print(
+            f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n  autocompress search --resume --out {settings.out}",
+            highlight=False,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps({"out": settings.out, "budget_ms": result.budget_ms, "front": _rows(result.front)}, indent=1))
+        return
+    console.print(front_table(result.front, result.metric.name, result.run["has_test"]))
+    console.print(f"Tables, picture and report: {settings.out}   Best model: {settings.out}/best", highlight=False)
+
+
+@app.command()
+def compress(
+    task: Annotated[str, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")],
+    policy: Annotated[Path, typer.Option(help="A YAML or JSON file with the policy.")],
+    out: OutOption = None,
+    epochs: EpochsOption = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply one policy, without a search, through the same inner loop."""
+    from autocompress.config import load_config
+    from autocompress.console import ConsoleWatcher
+    from autocompress.single import compress as apply
+
+    settings = load_config(config, {"out": out, "fine_tuning.epochs": epochs, "target.threads": threads, "seed": seed})
+    options = settings.model_dump(exclude={"task", "out", "space", "recorded"}, exclude_unset=True)
+    watcher = ConsoleWatcher(errors if as_json else console)
+    with watcher.live():
+        choice = apply(_absolute(task), policy, out=out or "runs/compress", resume=resume, watcher=watcher, **options)
+    record = choice.record
+    if as_json:
+        print(record.model_dump_json(indent=1))
+        return
+    for note in record.notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(f"IR: {choice.folder.trial(record.number) / 'model.xml'}", highlight=False)
+
+
+@app.command()
+def plot(
+    run: RunArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where to write it; by default pareto.png and pareto.svg in the run folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open a window.")] = False,
+) -> None:
+    """Draw the front: intervals, budget, baselines, dominated trials."""
+    from autocompress.result import Result
+
+    result = Result(run)
+    paths = [out] if out else [run / "pareto.png", run / "pareto.svg"]
+    for path in paths:
+        result.plot(path)
+        console.print(str(path), highlight=False)
+    if show:
+        from autocompress.report.plots import show_front
+
+        show_front(result)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder for the bundle.")],
+    best: Annotated[bool, typer.Option("--best", help="The most accurate within the budget (the default).")] = False,
+    fastest: Annotated[bool, typer.Option("--fastest", help="The fastest within the budget and --max-accuracy-drop.")] = False,
+    trial: Annotated[int | None, typer.Option(help="This trial.")] = None,
+    max_accuracy_drop: Annotated[str | None, typer.Option(help="0.01 (absolute) or 1% (relative).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one model as a bundle: IR, policy, promise, checksums, infer.py."""
+    from autocompress.errors import ConfigError
+    from autocompress.result import Result
+
+    if best + fastest + (trial is not None) > 1:
+        raise ConfigError("One of --best, --fastest and --trial chooses the model", "more than one")
+    result = Result(run)
+    choice = result.trial(trial) if trial is not None else result.best(max_accuracy_drop, "latency" if fastest else "accuracy")
+    choice.export(out)
+    if as_json:
+        print((out / "promise.json").read_text())
+        return
+    latency = choice.record.latency
+    console.print(
+        f"Trial {choice.record.number}: {result.metric.name} {choice.record.accuracy_valid:.4f}, {latency.ms if latency else 0:.4g} ms → {out}",
+        highlight=False,
+    )
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="An exported bundle.", metavar="BUNDLE")],
+    task: Annotated[str | None, typer.Option(help="With the task, accuracies are computed again.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle again, here, against its promise. Exit code 1 if it is broken."""
+    from dataclasses import asdict
+
+    from autocompress.task import load_task
+    from autocompress.verification import verify as check
+
+    checks = check(bundle, load_task(task) if task else None)
+    if as_json:
+        print(json.dumps([asdict(one) for one in checks], indent=1))
+    else:
+        for one in checks:
+            mark = "[green]kept[/]  " if one.kept else "[red]broken[/]"
+            console.print(f"{mark}  {one.name}: promised {one.promised}; found {one.found}", highlight=False)
+    if not all(one.kept for one in checks):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.html, one self-contained page, into the run folder."""
+    from autocompress.report.page import write_report
+    from autocompress.result import Result
+
+    console.print(str(write_report(Result(run))), highlight=False)
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line and exit code 2."""
+    try:
+        _guarded(lambda: app(standalone_mode=False))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _guarded(run: Callable[[], Any]) -> None:
+    try:
+        code = run()
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except UserError as error:
+        _fail(str(error), WRONG_INPUT)
+    except AutocompressError as error:
+        _fail(str(error), FAILED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> None:
+    errors.print(f"[red]error:[/] {line.replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _own_config(out: str | None, resume: bool) -> Path | None:
+    """On resume, what the run was started with."""
+    path = Path(out or "runs/search") / "config.yaml"
+    return path if resume and path.is_file() else None
+
+
+def _missing_task() -> UserError:
+    from autocompress.errors import TaskError
+
+    return TaskError("A search needs a task", None, "autocompress search PATH.py, or task: PATH.py in the configuration.")
+
+
+def _absolute(reference: str) -> str:
+    """The task's reference from any working directory."""
+    path, colon, name = reference.partition(":")
+    return f"{Path(path).resolve()}{colon}{name}"
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    return list(json.loads(table.to_json(orient="records")))

@@ -1,0 +1,174 @@
+"""One YAML file defines a run. Everything that the command line says can stand in it; the command line wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autocompress.budget import Budget, Drop, parse_duration
+from autocompress.device import Fingerprint, Target
+from autocompress.errors import ConfigError
+
+Objective = Literal["accuracy", "latency", "size", "compressed_size"]
+
+
+class FineTuning(BaseModel):
+    """What overrides the task's own settings; None leaves them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    distillation: float | None = Field(None, ge=0, le=1)
+
+
+class CompressionConfig(BaseModel):
+    """How one policy is applied and measured: what a search and a single `compress` have in common.
+
+    Attributes:
+        target: where the model will run.
+        fine_tuning: overrides of the task's settings.
+        criterion: how the channels of a group are ranked.
+        storage: "compact" stores 2-, 3- and 4-bit weights in 2 or 4 bits each where the layer keeps its integer kernel, "fast" in 8.
+        calibration_samples: samples from which INT8 ranges are taken.
+        seed: of shuffling and sampling.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: Target = Target()
+    fine_tuning: FineTuning = FineTuning()
+    criterion: Literal["l1", "l2"] = "l2"
+    storage: Literal["compact", "fast"] = "compact"
+    calibration_samples: int = Field(300, ge=1)
+    seed: int = 0
+
+
+class Recorded(BaseModel):
+    """What a run adds to its own config.yaml. Ignored when the file is read again."""
+
+    metric: str
+    direction: str
+    fingerprint: Fingerprint
+    versions: dict[str, str]
+
+
+class SearchConfig(CompressionConfig):
+    """A whole search.
+
+    Attributes:
+        task: `path/to/task.py` or `path/to/task.py:name`.
+        out: the run folder.
+        space: a preset's name, a YAML file, or the mapping itself.
+        budget: latency budget, for example 0.25ms, 50%, "70% of int8". None: no budget.
+        max_accuracy_drop: models that lose more are not chosen as best; 0.01 is absolute, "1%" relative. None: no limit.
+        objectives: what the front trades off. None: what the space recommends.
+        max_trials: candidates to score. Over-budget ones end after a second or two and are not counted.
+        max_time: when to stop, the final measurement included.
+        keep: which trials keep their models on disk.
+        gate_slack: an untrained candidate may exceed the budget by this fraction before it is given up.
+    """
+
+    task: str | None = None
+    out: str = "runs/search"
+    space: str | dict[str, Any] = "int8-prune"
+    budget: str | None = None
+    max_accuracy_drop: str | float | None = None
+    objectives: list[Objective] | None = None
+    max_trials: int | None = Field(None, ge=1)
+    max_time: str | None = None
+    keep: Literal["front", "all"] = "front"
+    gate_slack: float = Field(0.1, ge=0)
+    recorded: Recorded | None = None
+
+    @field_validator("budget", "max_time", "max_accuracy_drop", mode="before")
+    @classmethod
+    def _parses(cls, value: Any, info: Any) -> Any:
+        if value is not None:
+            {"budget": lambda v: Budget.parse(str(v)), "max_time": parse_duration, "max_accuracy_drop": Drop.parse}[
+                info.field_name
+            ](value)
+        return str(value) if info.field_name != "max_accuracy_drop" and value is not None else value
+
+    @field_validator("objectives")
+    @classmethod
+    def _trades_off(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (value[:2] != ["accuracy", "latency"] or len(set(value)) != len(value)):
+            raise ValueError("objectives start with accuracy, latency; size or compressed_size may follow, each once")
+        return value
+
+    @property
+    def latency_budget(self) -> Budget | None:
+        """The budget, parsed."""
+        return Budget.parse(self.budget) if self.budget else None
+
+    @property
+    def accuracy_drop(self) -> Drop | None:
+        """The allowed drop, parsed."""
+        return None if self.max_accuracy_drop is None else Drop.parse(self.max_accuracy_drop)
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """Seconds that the search may take."""
+        return parse_duration(self.max_time) if self.max_time else None
+
+    def to_yaml(self) -> str:
+        """The resolved configuration."""
+        return str(yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> SearchConfig:
+    """The configuration of a YAML file with the command line's values (those that are not None) on top.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, a value is out of range.
+    """
+    data = read_yaml_mapping(path, "configuration") if path else {}
+    for dotted, value in overrides.items():
+        if value is None:
+            continue
+        place = data
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return validated(SearchConfig, data)
+
+
+def validated(model: type[BaseModel], data: dict[str, Any]) -> Any:
+    """`model` built from `data`, with pydantic's complaint as one clear line.
+
+    Raises:
+        ConfigError: a key is unknown or a value is out of range.
+    """
+    try:
+        return model.model_validate(data)
+    except ConfigError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            raise ConfigError(f"Unknown key '{place}'", None, f"Known keys: {known}.") from error
+        raise ConfigError(f"{place}: {first['msg']}", repr(first["input"])) from error
+
+
+def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping, read safely.
+
+    Raises:
+        ConfigError: it is missing, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"A {what} file can be read", f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"A {what} file is YAML", f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"A {what} file is a mapping of keys", f"{path} with a {type(data).__name__}")
+    return data

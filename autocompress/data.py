@@ -1,0 +1,217 @@
+"""Reading a user's data, whatever its shape, without importing a framework.
+
+A *split* is either a pair of arrays `(inputs, targets)`, or anything that can be iterated again and again and yields batches
+(a DataLoader, for example). A *batch* is `(inputs, targets)`, `(input, input, …, targets)` or a dict with the targets under
+one key. The inputs of a batch are a tuple (positional) or a dict (by name); the first dimension of each array is the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import TaskError
+
+Inputs = tuple[Any, ...] | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of a model call and the targets that belong to them."""
+
+    inputs: Inputs
+    targets: Any
+
+    @property
+    def size(self) -> int:
+        """Samples in this batch."""
+        return len(_arrays(self.inputs)[0])
+
+    def map(self, change: Any) -> Batch:
+        """The batch with `change` applied to every array."""
+        return Batch(map_arrays(self.inputs, change), map_arrays(self.targets, change))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, validation, test, calibration.
+
+    Args:
+        name: for error messages.
+        source: see the module's docstring.
+        batch_size: samples per batch where the source is a pair of arrays.
+        target_key: the key of the targets where batches are dicts.
+
+    Raises:
+        TaskError: the source is empty, can be iterated only once, or holds no batches.
+    """
+
+    name: str
+    source: Any
+    batch_size: int = 64
+    target_key: str = "labels"
+
+    def __post_init__(self) -> None:
+        if self.is_arrays:
+            inputs, targets = self.source
+            sizes = {len(array) for array in (*_arrays(_as_inputs(inputs)), *_arrays(targets))}
+            if len(sizes) != 1:
+                raise TaskError(f"Inputs and targets of the {self.name} data have one length", sorted(sizes))
+            if sizes == {0}:
+                raise self._empty()
+            return
+        if hasattr(self.source, "__getitem__") and not isinstance(self.source, list | tuple):
+            raise TaskError(
+                f"The {self.name} data yields batches",
+                f"a {type(self.source).__name__}, which yields samples",
+                "Wrap it in a DataLoader, or pass (inputs, targets).",
+            )
+        try:
+            once = iter(self.source) is self.source
+        except TypeError as error:
+            raise TaskError(
+                f"The {self.name} data is (inputs, targets) or yields batches",
+                type(self.source).__name__,
+                "Pass a DataLoader or arrays.",
+            ) from error
+        if once:
+            raise TaskError(
+                f"The {self.name} data can be iterated again and again", "a generator", "Pass a DataLoader or arrays."
+            )
+
+    @property
+    def is_arrays(self) -> bool:
+        """True for a pair (inputs, targets) of whole arrays."""
+        return isinstance(self.source, tuple | list) and len(self.source) == 2 and all(map(_is_whole, self.source))
+
+    def batches(self, order: NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """The batches, in `order` (indices of samples; whole arrays only)."""
+        if self.is_arrays:
+            yield from self._slices(order)
+            return
+        empty = True
+        for batch in self.source:
+            empty = False
+            yield self._split(batch)
+        if empty:
+            raise self._empty()
+
+    def numpy(self) -> Iterator[Batch]:
+        """The batches as NumPy arrays."""
+        return (batch.map(to_numpy) for batch in self.batches())
+
+    def take(self, count: int) -> list[Inputs]:
+        """The inputs of the first `count` samples, one sample each with a batch dimension of 1, in NumPy."""
+        samples: list[Inputs] = []
+        for batch in self.numpy():
+            samples.extend(map_arrays(batch.inputs, lambda a, i=i: a[i : i + 1]) for i in range(batch.size))
+            if len(samples) >= count:
+                break
+        return samples[:count]
+
+    @property
+    def length(self) -> int | None:
+        """Samples, where that is known without reading them."""
+        if self.is_arrays:
+            return len(_arrays(_as_inputs(self.source[0]))[0])
+        dataset = getattr(self.source, "dataset", self.source)
+        return len(dataset) if hasattr(dataset, "__len__") else None
+
+    def digest(self) -> str:
+        """A hash of every sample that does not depend on their order (a loader may shuffle)."""
+        total = 0
+        for batch in self.numpy():
+            arrays = [*_arrays(batch.inputs), *_arrays(batch.targets)]
+            for i in range(batch.size):
+                sample = hashlib.blake2b(digest_size=8)
+                for array in arrays:
+                    sample.update(np.ascontiguousarray(array[i]).tobytes())
+                total += int.from_bytes(sample.digest(), "little")
+        return f"{total % 2**64:016x}"
+
+    def _slices(self, order: NDArray[np.int64] | None) -> Iterator[Batch]:
+        inputs, targets = _as_inputs(self.source[0]), self.source[1]
+        order = np.arange(self.length or 0) if order is None else order
+        for start in range(0, len(order), self.batch_size):
+            index = order[start : start + self.batch_size]
+            yield Batch(map_arrays(inputs, lambda a, i=index: a[i]), map_arrays(targets, lambda a, i=index: a[i]))
+
+    def _split(self, batch: Any) -> Batch:
+        if isinstance(batch, Mapping):
+            if self.target_key not in batch:
+                raise TaskError(
+                    f"A dict batch of the {self.name} data holds its targets under '{self.target_key}'",
+                    f"the keys {', '.join(map(str, batch))}",
+                    "Say which: Task(..., target_key=...).",
+                )
+            return Batch({key: value for key, value in batch.items() if key != self.target_key}, batch[self.target_key])
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise TaskError(
+                f"A batch of the {self.name} data is (inputs, targets) or a dict",
+                type(batch).__name__,
+                "Let the loader yield both.",
+            )
+        inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
+        return Batch(_as_inputs(inputs), batch[-1])
+
+    def _empty(self) -> TaskError:
+        return TaskError(f"The {self.name} data holds at least one sample", "none", "Check its path and its filters.")
+
+
+def rebatched(batches: Iterator[Batch], size: int) -> Iterator[tuple[Inputs, int]]:
+    """Inputs in batches of exactly `size`, and how many samples of each are real (the last one repeats its last sample)."""
+    for batch in batches:
+        for start in range(0, batch.size, size):
+            real = min(size, batch.size - start)
+            filling = [*range(start, start + real), *[start + real - 1] * (size - real)]
+            part = slice(start, start + size) if real == size else filling
+            yield map_arrays(batch.inputs, lambda a, part=part: a[part]), real
+
+
+def map_arrays(value: Any, change: Any) -> Any:
+    """`value` with `change` applied to each array in it; dicts, lists and tuples keep their form."""
+    if isinstance(value, Mapping):
+        return {key: map_arrays(item, change) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(map_arrays(item, change) for item in value)
+    return change(value)
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A tensor of any framework, or anything array-like, as NumPy."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+    return np.asarray(array)
+
+
+def join(parts: list[Any]) -> Any:
+    """Concatenate batches of arrays along the first dimension; dicts and tuples keep their form."""
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: join([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(join([part[i] for part in parts]) for i in range(len(first)))
+    return np.concatenate(parts)
+
+
+def _as_inputs(inputs: Any) -> Inputs:
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def _arrays(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [array for item in value.values() for array in _arrays(item)]
+    if isinstance(value, tuple | list):
+        return [array for item in value for array in _arrays(item)]
+    return [value]
+
+
+def _is_whole(value: Any) -> bool:
+    return bool(_arrays(value)) and all(hasattr(array, "shape") and hasattr(array, "__getitem__") for array in _arrays(value))

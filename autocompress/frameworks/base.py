@@ -1,0 +1,102 @@
+"""The protocol behind which PyTorch and Keras stand. Everything above speaks to a model only through it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autocompress.errors import TaskError
+from autocompress.policy import Policy
+from autocompress.structure import Structure
+
+if TYPE_CHECKING:  # openvino is not needed to name a framework
+    from autocompress.target.precision import Converted
+    from autocompress.task import Task
+
+Progress = Callable[[float], None]
+"""Called with the finished fraction of a fine-tuning."""
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How long and how hard a candidate is fine-tuned; see `Task` for the meaning of the fields."""
+
+    epochs: int
+    learning_rate: float
+    distillation: float
+    seed: int = 0
+
+
+@dataclass
+class Candidate:
+    """A physically pruned copy of the model in which low bits and zeros are simulated.
+
+    Attributes:
+        model: the framework's model.
+        policy: what was done to it.
+        macs: multiply-accumulates of its layers for one sample, by layer name.
+    """
+
+    model: Any
+    policy: Policy
+    macs: dict[str, int]
+
+
+class Framework(Protocol):
+    """What a framework does for a task's model. The task's own model is never changed."""
+
+    name: str
+
+    def digest(self, task: Task) -> str:
+        """A hash of the model's architecture and weights."""
+        ...
+
+    def inspect(self, task: Task) -> Structure:
+        """Layers and proven dependency groups."""
+        ...
+
+    def compress(self, task: Task, policy: Policy, criterion: str) -> Candidate:
+        """Prune physically, then simulate the policy's bits and zeros."""
+        ...
+
+    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+        """Train the candidate in place and re-estimate its normalization statistics.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        ...
+
+    def save(self, candidate: Candidate, path: Path) -> None:
+        """Write the candidate's weights, without pickle."""
+        ...
+
+    def load(self, candidate: Candidate, path: Path) -> None:
+        """Read what `save` wrote into a candidate of the same policy."""
+        ...
+
+    def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
+        """Convert a copy with its weights on their grids, heavy nodes named after the layers.
+
+        Raises:
+            ConversionError: OpenVINO cannot convert the model.
+        """
+        ...
+
+
+def framework_of(model: Any) -> Framework:
+    """The framework of a model, imported only if the model is one of its own.
+
+    Raises:
+        TaskError: no framework knows the model.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from autocompress.frameworks.torch.framework import TorchFramework
+
+        return TorchFramework()
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    raise TaskError("A task's model is a torch.nn.Module", kind, "Keras models are not supported yet.")

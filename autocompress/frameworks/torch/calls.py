@@ -1,0 +1,50 @@
+"""Calling a user's module with a batch, and looking at what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.data import Inputs, map_arrays
+from autocompress.task import Task
+
+
+def as_tensor(array: Any, device: torch.device | str = "cpu") -> Any:
+    """An array of a batch as a tensor on the model's device."""
+    return torch.as_tensor(array).to(device)
+
+
+def tensors(inputs: Inputs, device: torch.device | str = "cpu") -> Any:
+    """Inputs with every array a tensor."""
+    return map_arrays(inputs, lambda array: as_tensor(array, device))
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The module on positional or named inputs."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def outputs_of(value: Any) -> list[torch.Tensor]:
+    """The tensors of an output: one, a tuple, a dict or a model-output object, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    return [tensor for item in value if item is not None for tensor in outputs_of(item)]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def example_inputs(task: Task, batch: int) -> Any:
+    """`batch` training samples as tensors on the model's device; the last is repeated where there are fewer."""
+    samples = task.splits["train"].take(batch)
+    samples += [samples[-1]] * (batch - len(samples))
+    device = device_of(task.model)
+    names = samples[0].keys() if isinstance(samples[0], dict) else range(len(samples[0]))
+    joined = {name: torch.cat([as_tensor(sample[name], device) for sample in samples]) for name in names}  # type: ignore[index]
+    return joined if isinstance(samples[0], dict) else tuple(joined.values())

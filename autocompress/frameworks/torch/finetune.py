@@ -1,0 +1,143 @@
+"""Fine-tuning a candidate: the task's loss, distillation from the original, a one-cycle schedule, fresh batch-norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from autocompress.data import Batch
+from autocompress.errors import DivergedError
+from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.torch.calls import call, device_of, outputs_of, tensors
+from autocompress.task import Task
+
+TEMPERATURE = 3.0
+"""Of distillation; Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2."""
+BATCH_NORM_BATCHES = 25
+GRADIENT_NORM = 5.0
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def fine_tune(task: Task, model: nn.Module, settings: TuneSettings, progress: Progress) -> None:
+    """Train a simulated model in place.
+
+    Raises:
+        DivergedError: the loss is not a number.
+    """
+    torch.manual_seed(settings.seed)
+    teacher = task.model.eval()
+    if task.fine_tune is not None:
+        task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
+    else:
+        _train(task, model, teacher, settings, progress)
+    reestimate_batch_norm(model, task)
+    model.eval()
+    progress(1.0)
+
+
+def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
+    """Replace the running statistics of batch norms by plain averages over some training batches."""
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    if not norms:
+        return
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    with torch.no_grad():
+        for batch in islice(_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
+            call(model, batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSettings, progress: Progress) -> None:
+    generator = np.random.default_rng(settings.seed)
+    steps = settings.epochs * _batch_count(task)
+    optimizer = (task.optimizer or _adamw)(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps + 1)
+    loss_of = _loss(task, teacher, settings.distillation)
+    done = 0
+    for _ in range(settings.epochs):
+        model.train()
+        for batch in _batches(task, model, generator):
+            loss = loss_of(model, batch)
+            if not torch.isfinite(loss):
+                raise DivergedError(
+                    f"The loss became {loss.item()} after {done} of {steps} steps; a smaller learning_rate may help."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+            optimizer.step()
+            if done < steps:
+                schedule.step()
+            done += 1
+            progress(min(done / steps, 1.0))
+
+
+def _batches(task: Task, model: nn.Module, generator: np.random.Generator) -> Iterator[Batch]:
+    """Training batches as tensors; whole arrays are shuffled here, a loader shuffles by itself."""
+    split, device = task.splits["train"], device_of(model)
+    order = generator.permutation(split.length or 0) if split.is_arrays else None
+    for batch in split.batches(order):
+        if batch.size > 1:  # batch norm has no statistics of a single sample
+            yield Batch(tensors(batch.inputs, device), tensors(batch.targets, device))
+
+
+def _batch_count(task: Task) -> int:
+    split = task.splits["train"]
+    if split.is_arrays:
+        return max(1, -(-(split.length or 0) // split.batch_size))
+    return len(split.source) if hasattr(split.source, "__len__") else sum(1 for _ in split.source)
+
+
+def _adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters)
+
+
+def _loss(task: Task, teacher: nn.Module, distillation: float) -> Callable[[nn.Module, Batch], torch.Tensor]:
+    own_loss = task.loss or _default_loss
+
+    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+        outputs = call(model, batch.inputs)
+        total = (1 - distillation) * own_loss(outputs, batch.targets) if distillation < 1 else 0.0
+        if distillation > 0:
+            with torch.no_grad():
+                taught = call(teacher, batch.inputs)
+            total = total + distillation * _distillation(outputs, taught, batch.targets)
+        return total
+
+    return loss
+
+
+def _default_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    (output,) = outputs_of(outputs)
+    if targets.is_floating_point():
+        return functional.mse_loss(output.reshape(targets.shape), targets)
+    return functional.cross_entropy(output, targets)
+
+
+def _distillation(outputs: Any, taught: Any, targets: Any) -> torch.Tensor:
+    """Kullback-Leibler divergence of softened classes where the targets are classes, else mean squared difference."""
+    pairs = list(zip(outputs_of(outputs), outputs_of(taught), strict=True))
+    classes = (
+        isinstance(targets, torch.Tensor)
+        and not targets.is_floating_point()
+        and len(pairs) == 1
+        and pairs[0][0].shape[1:2] > (1,)
+    )
+    if not classes:
+        return torch.stack([functional.mse_loss(mine, theirs) for mine, theirs in pairs]).sum()
+    (mine, theirs) = (functional.log_softmax(logits / TEMPERATURE, 1) for logits in pairs[0])
+    divergence = functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(1).mean()
+    return divergence * TEMPERATURE**2

@@ -1,0 +1,74 @@
+"""The PyTorch side of the protocol in `frameworks/base.py`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.torch.calls import example_inputs
+from autocompress.frameworks.torch.convert import convert
+from autocompress.frameworks.torch.finetune import fine_tune
+from autocompress.frameworks.torch.inspect import inspect, layers_of
+from autocompress.frameworks.torch.prune import remove_channels, removed_channels
+from autocompress.frameworks.torch.simulate import settle, simulate
+from autocompress.policy import Policy
+from autocompress.structure import Structure
+from autocompress.target.precision import Converted
+from autocompress.task import Task
+
+
+class TorchFramework:
+    """PyTorch."""
+
+    name = "torch"
+
+    def digest(self, task: Task) -> str:
+        """A hash of the printed architecture and of every weight."""
+        found = hashlib.sha256(repr(task.model).encode())
+        for name, tensor in sorted(task.model.state_dict().items()):
+            found.update(name.encode())
+            found.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+            )
+        return found.hexdigest()[:16]
+
+    def inspect(self, task: Task) -> Structure:
+        """Layers and proven dependency groups."""
+        return inspect(copy.deepcopy(task.model), example_inputs(task, 1))
+
+    def compress(self, task: Task, policy: Policy, criterion: str) -> Candidate:
+        """Prune physically, then simulate the policy's bits and zeros."""
+        model, example = copy.deepcopy(task.model), example_inputs(task, 1)
+        if policy.pruning:
+            remove_channels(model, example, removed_channels(model, example, policy.pruning, criterion))
+        macs = {layer.name: layer.macs for layer in layers_of(model, example)}
+        simulate(model, policy)
+        return Candidate(model.eval(), policy, macs)
+
+    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+        """Train the candidate in place and re-estimate its batch-norm statistics."""
+        fine_tune(task, candidate.model, settings, progress)
+
+    def save(self, candidate: Candidate, path: Path) -> None:
+        """Write the candidate's weights as safetensors, whole or not at all."""
+        temporary = path.with_name(f".{path.name}")
+        try:
+            save_file({name: tensor.contiguous().clone() for name, tensor in candidate.model.state_dict().items()}, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, candidate: Candidate, path: Path) -> None:
+        """Read what `save` wrote."""
+        candidate.model.load_state_dict(load_file(path))
+
+    def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
+        """Convert a plain copy whose weights lie on their grids."""
+        plain = copy.deepcopy(candidate.model)
+        codes = settle(plain)
+        return Converted(convert(plain, example_inputs(task, batch)), codes)

@@ -1,0 +1,162 @@
+"""The outer loop: baselines, then candidates until the trials or the time run out, then the front measured again."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from autocompress import baselines
+from autocompress.config import SearchConfig, validated
+from autocompress.front import near_front
+from autocompress.record import Plan, Stage, State, TrialRecord
+from autocompress.result import Result
+from autocompress.run import Run
+from autocompress.strategy.proposals import Proposals
+from autocompress.target.meter import MAX_SECONDS
+from autocompress.task import Task, load_task
+from autocompress.watch import Watcher
+
+DEFAULT_TRIALS = 40
+MAX_IDLE = 300
+"""So many proposals in a row that end at the gate, or were tried before, mean that nothing is left to try."""
+FINAL_SECONDS = 5.0
+"""Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
+
+
+def search(
+    task: Task | str | Path,
+    *,
+    latency_budget: str | None = None,
+    max_trials: int | None = None,
+    max_time: str | None = None,
+    out: str | Path = "runs/search",
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Result:
+    """Search for models on the accuracy–latency front of a task.
+
+    Args:
+        task: a Task, or the path of a file that holds one.
+        latency_budget: for example "0.25ms", "50%" (of the original) or "70% of int8".
+        max_trials: candidates to score; over-budget ones end early and are not counted.
+        max_time: for example "8m", final measurement included. Without either limit the search makes 40 trials.
+        out: the run folder.
+        resume: go on with the run in `out`, if there is one.
+        watcher: told of progress.
+        **options: any other field of `SearchConfig`, for example `space="mixed-precision"`.
+
+    Raises:
+        UserError: something that was given cannot be used; nothing was changed.
+        DiskFullError: the disk is full; the run folder is complete and can be resumed.
+    """
+    data = {"out": str(out), "budget": latency_budget, "max_trials": max_trials, "max_time": max_time, **options}
+    config = validated(SearchConfig, {key: value for key, value in data.items() if value is not None})
+    return run_search(load_task(task) if isinstance(task, str | Path) else task, config, resume=resume, watcher=watcher)
+
+
+def run_search(task: Task, config: SearchConfig, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
+    """The same, for a configuration that is already there."""
+    return Search(task, config, watcher or Watcher()).run(resume)
+
+
+class Search(Run):
+    """One search, in the order in which things happen."""
+
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher) -> None:
+        if config.max_trials is None and config.max_time is None:
+            config = config.model_copy(update={"max_trials": DEFAULT_TRIALS})
+        super().__init__(task, config, watcher)
+        self.started = time.monotonic()
+
+    def run(self, resume: bool) -> Result:
+        """Run until the trials or the time are used up."""
+        with self.opened(resume):
+            self._describe()
+            self._run_baselines()
+            self._run_candidates()
+            self.finish()
+        return Result(self.folder.path)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        seed = self.config.seed + len(self.folder.records())
+        self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms, seed)
+
+    def _run_baselines(self) -> None:
+        """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
+        structure, step = self.bench.structure, self.space.spec.channel_step
+        self.run_original(baselines.untrained_baselines(structure, self.prepared.fingerprint.default_precision))
+        for source, plan in baselines.uniform_baselines(structure, step):
+            self.run_trial(plan, source)
+
+    def _run_candidates(self) -> None:
+        records = self.folder.records()
+        open_records = [r for r in records if not r.is_baseline and self._is_open(r)]
+        self.proposals.begin(r for r in records if r not in open_records)
+        for record in open_records:
+            if self._stop():
+                return
+            self.proposals.tell(self.run_trial(record.plan, record.source, self._gate_ms))
+        idle = 0
+        while not self._stop():
+            point, source = self.proposals.ask()
+            plan = Plan.of(self.space.policy(point))
+            known = {record.key: record for record in self.folder.records()}
+            record = known[plan.key] if plan.key in known else self.run_trial(plan, source, self._gate_ms)
+            self.proposals.tell(record)
+            idle = idle + 1 if plan.key in known or record.state == State.OVER_BUDGET else 0
+            if idle >= min(MAX_IDLE, 2 * self.space.size + 20):
+                self.watcher.say("Nothing new is left to try within the budget")
+                return
+
+    def _is_open(self, record: TrialRecord) -> bool:
+        """A trial that was killed, or ended at a gate that is now wider."""
+        if record.state != State.OVER_BUDGET:
+            return record.state == State.RUNNING
+        gate = self._gate_ms
+        return gate is None or (record.latency is not None and record.latency.ms <= gate)
+
+    @property
+    def _gate_ms(self) -> float | None:
+        return None if self.budget_ms is None else self.budget_ms * (1 + self.config.gate_slack)
+
+    def _stop(self) -> bool:
+        """True when the trials are used up, or the next one would not end in time."""
+        tuned = [r for r in self.folder.records() if not r.is_baseline and r.state in (State.COMPLETE, State.FAILED)]
+        left = None if self.config.max_trials is None else self.config.max_trials - len(tuned)
+        seconds = None
+        if self.config.time_limit_s is not None:
+            seconds = self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+        self.watcher.left(left, seconds)
+        return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
+
+    def _trial_seconds(self) -> float:
+        """What the next trial will take: the median of those that were fine-tuned."""
+        return statistics.median(
+            [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE] or [0.0]
+        )
+
+    def _final_seconds(self) -> float:
+        """What measuring and scoring the front will take."""
+        near = near_front(self.folder.records(), self.objectives, self.metric)
+        return FINAL_SECONDS + sum(MAX_SECONDS + r.seconds.get(Stage.EVALUATE, 0.0) for r in near)
+
+    def _describe(self) -> None:
+        resumed = len(self.folder.records())
+        marks = self.prepared.landmarks
+        say = self.watcher.say
+        if resumed:
+            say(f"Resuming with {resumed} trials on disk")
+        budget = "no budget" if self.budget_ms is None else f"budget {self.budget_ms:.4g} ms"
+        say(
+            f"Original {marks.original_ms:.4g} ms ({self.prepared.fingerprint.default_precision}), INT8 {marks.int8_ms:.4g} ms, "
+            f"fastest candidate {marks.fastest_ms:.4g} ms; {budget}"
+        )
+        say(
+            f"{len(self.space.decisions)} decisions, {float(self.space.size):.3g} policies; objectives: {', '.join(self.objectives)}"
+        )
+        for note in self.space.notes:
+            say(note)

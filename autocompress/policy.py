@@ -1,0 +1,191 @@
+"""What is done to a model: a pruning ratio per group, bit-widths and a sparsity level per layer.
+
+A policy is immutable and hashable. Its canonical JSON (sorted names, nothing that equals the default) is its identity: two
+policies with one JSON do the same to a model, and `Policy.key` names the results of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.errors import PolicyError
+
+FLOAT = "float"
+Bits = int | str  # a bit-width, or FLOAT
+
+WEIGHT_BITS: tuple[Bits, ...] = (FLOAT, 8, 7, 4, 3, 2, 1)
+"""2 bits on a symmetric grid are ternary: the codes -1, 0 and 1."""
+ACTIVATION_BITS: tuple[Bits, ...] = (FLOAT, 8, 4, 1)
+
+EXECUTABLE_WEIGHT_BITS: tuple[Bits, ...] = (FLOAT, 8, 7, 4, 3, 2)
+EXECUTABLE_ACTIVATION_BITS: tuple[Bits, ...] = (FLOAT, 8)
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """What is done to one convolution or linear layer.
+
+    Attributes:
+        weights: bits of the weight grid, symmetric per output channel, or "float".
+        activations: bits of the layer's input, or "float".
+        sparsity: fraction of weights set to zero, in [0, 1).
+    """
+
+    weights: Bits = FLOAT
+    activations: Bits = FLOAT
+    sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("weights", self.weights, WEIGHT_BITS)
+        _check_choice("activations", self.activations, ACTIVATION_BITS)
+        _check_fraction("sparsity", self.sparsity)
+        object.__setattr__(self, "sparsity", _canonical_fraction(self.sparsity))
+        if self.activations != FLOAT and self.weights == FLOAT:
+            raise PolicyError(
+                "Quantized activations need quantized weights",
+                f"weights float, activations {self.activations}",
+                "Set weights to 8 or fewer bits, or activations to float.",
+            )
+
+    @property
+    def is_integer(self) -> bool:
+        """True where the layer is meant to run in an integer kernel."""
+        return self.weights != FLOAT and self.activations != FLOAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from the default."""
+        default = LayerPolicy.__dataclass_fields__
+        return {name: getattr(self, name) for name in default if getattr(self, name) != default[name].default}
+
+
+@dataclass(frozen=True, init=False)
+class Policy:
+    """What is done to a model.
+
+    Args:
+        pruning: group name → fraction of its channels that is removed, in [0, 1).
+        layers: layer name → LayerPolicy. A layer that is not named stays as it is.
+
+    Raises:
+        PolicyError: a ratio outside [0, 1) or a bit-width outside the lists above.
+    """
+
+    _pruning: tuple[tuple[str, float], ...]
+    _layers: tuple[tuple[str, LayerPolicy], ...]
+
+    def __init__(self, pruning: Mapping[str, float] | None = None, layers: Mapping[str, LayerPolicy] | None = None) -> None:
+        for name, ratio in (pruning or {}).items():
+            _check_fraction(f"pruning ratio of {name}", ratio)
+        ratios = {name: _canonical_fraction(ratio) for name, ratio in (pruning or {}).items()}
+        changed = {name: layer for name, layer in (layers or {}).items() if layer.to_dict()}
+        object.__setattr__(self, "_pruning", tuple(sorted((name, ratio) for name, ratio in ratios.items() if ratio)))
+        object.__setattr__(self, "_layers", tuple(sorted(changed.items())))
+
+    @property
+    def pruning(self) -> dict[str, float]:
+        """Group name → ratio, without the groups that stay whole."""
+        return dict(self._pruning)
+
+    @property
+    def layers(self) -> dict[str, LayerPolicy]:
+        """Layer name → LayerPolicy, without the layers that stay as they are."""
+        return dict(self._layers)
+
+    def layer(self, name: str) -> LayerPolicy:
+        """What is done to the layer of this name."""
+        return self.layers.get(name, LayerPolicy())
+
+    @property
+    def is_identity(self) -> bool:
+        """True where the policy leaves the model as it is."""
+        return not self._pruning and not self._layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_dict`."""
+        return {"pruning": self.pruning, "layers": {name: layer.to_dict() for name, layer in self._layers}}
+
+    def to_json(self) -> str:
+        """Canonical JSON: one text for one policy."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name this policy."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Policy:
+        """Read what `to_dict` wrote, or what a user wrote by hand."""
+        if not isinstance(data, Mapping) or not set(data) <= {"pruning", "layers"}:
+            raise PolicyError(
+                "A policy is a mapping with the keys pruning and layers",
+                sorted(data) if isinstance(data, Mapping) else type(data).__name__,
+                'Write {"pruning": {GROUP: RATIO}, "layers": {LAYER: {"weights": 8, "activations": 8}}}.',
+            )
+        pruning, layers = data.get("pruning") or {}, data.get("layers") or {}
+        for name, part in (("pruning", pruning), ("layers", layers)):
+            if not isinstance(part, Mapping):
+                raise PolicyError(f"'{name}' of a policy is a mapping", repr(part))
+        return cls(pruning, {name: _layer_from_dict(name, layer) for name, layer in layers.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """Parse JSON.
+
+        Raises:
+            PolicyError: the text is not JSON, or not a policy.
+        """
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise PolicyError("A policy file is JSON", str(error), 'Start from {"pruning": {}, "layers": {}}.') from error
+
+    def require_executable(self) -> None:
+        """Refuse, clearly, what a policy may say but this version cannot run.
+
+        Raises:
+            PolicyError: binary weights, or activations below 8 bits.
+        """
+        for name, layer in self._layers:
+            if layer.weights not in EXECUTABLE_WEIGHT_BITS:
+                raise PolicyError(
+                    "Binary (1-bit) weights cannot be executed yet",
+                    f"{layer.weights} for layer {name}",
+                    f"Use one of {_listed(EXECUTABLE_WEIGHT_BITS)}.",
+                )
+            if layer.activations not in EXECUTABLE_ACTIVATION_BITS:
+                raise PolicyError(
+                    "Activations below 8 bits cannot be executed yet",
+                    f"{layer.activations} for layer {name}",
+                    f"Use one of {_listed(EXECUTABLE_ACTIVATION_BITS)}.",
+                )
+
+
+def _layer_from_dict(name: str, data: Any) -> LayerPolicy:
+    known = set(LayerPolicy.__dataclass_fields__)
+    if not isinstance(data, Mapping) or not set(data) <= known:
+        received = sorted(set(data) - known) if isinstance(data, Mapping) else repr(data)
+        raise PolicyError(f"Layer {name} of a policy takes the keys {', '.join(sorted(known))}", received)
+    return LayerPolicy(**data)
+
+
+def _check_choice(name: str, value: Bits, choices: tuple[Bits, ...]) -> None:
+    if isinstance(value, bool) or value not in choices:
+        raise PolicyError(f"{name} takes one of {_listed(choices)}", repr(value))
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise PolicyError(f"{name} lies in [0, 1)", repr(value), "0 leaves it whole, 0.5 removes half.")
+
+
+def _canonical_fraction(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _listed(choices: tuple[Bits, ...]) -> str:
+    return ", ".join(str(choice) for choice in choices)

@@ -1,0 +1,101 @@
+"""The picture of a front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from autocompress.result import Result
+
+FRONT, BASELINE, OTHER, BUDGET = "#1b6ca8", "#c8553d", "#b8bec5", "#2a9d4e"
+SIZE_INCHES, DPI = (8.0, 5.0), 150
+
+
+def plot_front(result: Result) -> Figure:
+    """Accuracy over latency: the front with its 95 % intervals, the baselines, the budget, dominated trials faint."""
+    trials, front = result.trials, result.front
+    complete = trials[trials["accuracy_valid"].notna()]
+    others = complete[~complete["trial"].isin(front["trial"])]
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    if result.budget_ms is not None:
+        axes.axvspan(axes.get_xlim()[0], result.budget_ms, color=BUDGET, alpha=0.06, lw=0)
+        axes.axvline(result.budget_ms, color=BUDGET, lw=1.2, label=f"budget {result.budget_ms:.3g} ms")
+    axes.scatter(others["latency_ms"], others["accuracy_valid"], s=18, color=OTHER, label="dominated trials", zorder=2)
+    _draw_front(axes, front)
+    _draw_baselines(axes, complete[complete["source"].str.startswith("baseline:")])
+    _limit(axes, complete, result.budget_ms)
+    target = result.config.target
+    threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
+    axes.set_xlabel(f"latency of one request in ms (batch {target.batch}, {threads}; logarithmic)")
+    axes.set_ylabel(f"{result.metric.name} on validation data, scored on the IR")
+    axes.set_title(f"{result.run['name']}: {len(front)} models on the front of {len(trials)} trials", loc="left", fontsize=11)
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.legend(loc="lower right", fontsize=8, frameon=True)
+    return figure
+
+
+def show_front(result: Result) -> None:
+    """Open the picture in a window and wait until it is closed."""
+    from matplotlib import pyplot  # chooses a window system, which nothing else here needs
+
+    manager = pyplot.new_figure_manager(1, FigureClass=lambda *_, **__: plot_front(result))
+    manager.show()
+    pyplot.show()
+
+
+def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
+    intervals = [front["latency_ms"] - front["latency_low_ms"], front["latency_high_ms"] - front["latency_ms"]]
+    axes.errorbar(
+        front["latency_ms"],
+        front["accuracy_valid"],
+        xerr=[i.clip(lower=0) for i in intervals],
+        fmt="o-",
+        color=FRONT,
+        ms=5,
+        lw=1.2,
+        capsize=2.5,
+        elinewidth=1,
+        label="front, 95 % interval",
+        zorder=3,
+    )
+
+
+def _draw_baselines(axes: Axes, baselines: pd.DataFrame) -> None:
+    axes.scatter(
+        baselines["latency_ms"],
+        baselines["accuracy_valid"],
+        marker="s",
+        s=46,
+        facecolors="none",
+        edgecolors=BASELINE,
+        lw=1.4,
+        label="baselines",
+        zorder=4,
+    )
+    for i, row in enumerate(baselines.sort_values("latency_ms").itertuples()):
+        offset = (4, 8) if i % 2 else (4, -12)
+        axes.annotate(
+            str(row.source).removeprefix("baseline:"),
+            (float(str(row.latency_ms)), float(str(row.accuracy_valid))),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=8,
+            color=BASELINE,
+        )
+
+
+def _limit(axes: Axes, complete: pd.DataFrame, budget_ms: float | None) -> None:
+    """All latencies, but not the hopeless accuracies: the lower quarter may not squeeze the rest."""
+    if complete.empty:
+        return
+    latencies = [*complete["latency_ms"], *([budget_ms] if budget_ms else [])]
+    axes.set_xlim(min(latencies) * 0.9, max(latencies) * 1.25)
+    axes.xaxis.set_major_formatter("{x:.3g}")
+    axes.xaxis.set_minor_formatter("{x:.2g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)

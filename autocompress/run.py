@@ -1,0 +1,193 @@
+"""What a search and a single compression have in common: an open run folder, trials in it, results from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from autocompress import baselines
+from autocompress.bundle import write_bundle
+from autocompress.config import Objective, Recorded, SearchConfig
+from autocompress.errors import RunFolderError, TaskError
+from autocompress.front import eligible, most_accurate, near_front
+from autocompress.metrics import Metric
+from autocompress.record import Plan, State, TrialRecord
+from autocompress.report.page import write_report
+from autocompress.report.tables import write_tables
+from autocompress.result import Result
+from autocompress.run_folder import RunFolder
+from autocompress.setup import Prepared, prepare
+from autocompress.task import Task
+from autocompress.trial import TrialRunner
+from autocompress.watch import Watcher
+
+SAMPLES, SAMPLE_BYTES = 32, 4_000_000
+"""Validation inputs kept for the bundles' self-test."""
+RECORDED_PACKAGES = (
+    "autocompress",
+    "openvino",
+    "nncf",
+    "optuna",
+    "torch",
+    "torch-pruning",
+    "keras",
+    "tensorflow",
+    "numpy",
+)
+
+
+class Run:
+    """A task, a configuration and the folder in which the trials of both are kept."""
+
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher) -> None:
+        self.task, self.config, self.watcher = task, config, watcher
+        self.metric: Metric = task.scorer
+        self.folder = RunFolder(config.out)
+
+    @contextmanager
+    def opened(self, resume: bool) -> Iterator[None]:
+        """Hold the folder while trials run in it. However it ends, what is on disk is complete."""
+        self._require_free(resume)
+        self.folder.create()
+        with self.folder.locked():
+            self._prepare()
+            try:
+                yield
+            finally:
+                self._write_results()
+
+    def run_trial(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
+        """Run a plan, or what is left of it; `best` and the tables follow."""
+        record = self.runner.run(plan, source, gate_ms)
+        self._follow()
+        self.watcher.trial(record, self.best)
+        return record
+
+    def run_original(self, plans: Sequence[tuple[str, Plan]]) -> None:
+        """Run baselines, of which the first is the original.
+
+        Raises:
+            TaskError: the original itself cannot be exported, measured or scored.
+        """
+        for source, plan in plans:
+            record = self.run_trial(plan, source)
+            if source == baselines.ORIGINAL and record.state == State.FAILED:
+                raise TaskError(
+                    "The original model can be exported, measured and scored",
+                    f"a failure in {record.stage}: {record.error}",
+                )
+
+    def finish(self) -> None:
+        """Winners of many noisy measurements look better than they are: measure them anew, side by side, and score them on test."""
+        records = self.folder.records()
+        finalists = [r for r in near_front(records, self.objectives, self.metric) if self.folder.has_model(r.number)]
+        finalists += [r for r in records if r.is_baseline and r.state == State.COMPLETE and r not in finalists]
+        self.watcher.final(finalists)
+        self.runner.measure_again(finalists)
+        if "test" in self.task.splits:
+            for record in finalists:
+                if record.accuracy_test is None:
+                    record.accuracy_test = self.runner.score(record, "test")
+                    self.folder.save(record)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The most accurate model within the budget and the allowed drop, so far."""
+        records = self.folder.records()
+        original = next((r.accuracy_valid for r in records if r.source == baselines.ORIGINAL), None)
+        return most_accurate(eligible(records, self.budget_ms, self.config.accuracy_drop, original, self.metric), self.metric)
+
+    def _require_free(self, resume: bool) -> None:
+        if self.folder.exists and not resume:
+            known = self.folder.read_json("run.json")
+            raise RunFolderError(
+                "A new run starts in a folder of its own",
+                f"{self.folder.path}, which holds a run of the task {known['name']!r} with {len(self.folder.records())} trials",
+                "Add --resume to go on with it, or choose another --out.",
+            )
+
+    def _prepare(self) -> None:
+        known = self.folder.read_json("run.json") if self.folder.exists else None
+        self.watcher.say("Looking at the model and the target")
+        self.prepared: Prepared = prepare(self.task, self.config, known)
+        self.bench, self.space = self.prepared.bench, self.prepared.space
+        self.budget_ms = self.prepared.budget_ms(self.config)
+        self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
+        self.runner = TrialRunner(self.bench, self.folder, self.watcher)
+        self._write_identity()
+
+    def _follow(self) -> None:
+        """Let `best` and the tables follow the records, and drop the models that cannot be on the front any more."""
+        records, best = self.folder.records(), self.best
+        if best is not None and best.number != self._best_on_disk():
+            self.folder.replace_best(best.number, lambda path: write_bundle(self.folder, best, path))
+        if self.config.keep == "front":
+            kept = {r.number for r in near_front(records, self.objectives, self.metric)}
+            self.folder.drop_models(kept | {r.number for r in records if r.is_baseline or r.state == State.RUNNING})
+        write_tables(self.folder, records, self.objectives, self.metric, self.budget_ms)
+
+    def _best_on_disk(self) -> int | None:
+        promise = self.folder.file("best") / "promise.json"
+        return self.folder.read_json("best/promise.json").get("trial") if promise.is_file() else None
+
+    def _write_results(self) -> None:
+        self._follow()
+        if any(record.state == State.COMPLETE for record in self.folder.records()):
+            write_report(Result(self.folder.path))
+
+    def _write_identity(self) -> None:
+        """run.json and config.yaml; from here on the folder is a run."""
+        prepared = self.prepared
+        self.folder.write_json(
+            "run.json",
+            {
+                "name": self.task.name,
+                "identity": prepared.identity,
+                "fingerprint": prepared.fingerprint.model_dump(mode="json"),
+                "reference_ms": self.bench.reference_ms,
+                "landmarks": vars(prepared.landmarks),
+                "budget_ms": self.budget_ms,
+                "objectives": list(self.objectives),
+                "preprocessing": self.task.preprocessing,
+                "has_test": "test" in self.task.splits,
+                "groups": {g.name: {"channels": g.channels, "layers": list(g.layers)} for g in self.bench.structure.groups},
+                "notes": list(self.space.notes),
+            },
+        )
+        recorded = Recorded(
+            metric=self.metric.name,
+            direction=self.metric.direction,
+            fingerprint=prepared.fingerprint,
+            versions=installed_versions(),
+        )
+        self.folder.write_text("config.yaml", self.config.model_copy(update={"recorded": recorded}).to_yaml())
+        self._write_samples()
+
+    def _write_samples(self) -> None:
+        samples = self.task.splits["valid"].take(SAMPLES)
+        size = sum(array.nbytes for array in _named(samples[0]).values())
+        samples = samples[: max(1, SAMPLE_BYTES // max(1, size))]
+        joined = {name: np.concatenate([_named(sample)[name] for sample in samples]) for name in _named(samples[0])}
+        with self.folder.disk_guard():
+            np.savez(self.folder.file("samples.npz"), **joined)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a result depends on, without importing any of it."""
+    found = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _named(inputs: Any) -> dict[str, Any]:
+    """Inputs by name; positional ones are called "0", "1", …"""
+    named = inputs if isinstance(inputs, dict) else {str(i): array for i, array in enumerate(inputs)}
+    return dict(named)

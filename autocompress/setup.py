@@ -1,0 +1,172 @@
+"""What happens before the first trial: look at the model, the space and the target, and refuse what cannot work.
+
+Nothing is written here, so whatever is wrong leaves an existing run untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.config import CompressionConfig, SearchConfig
+from autocompress.device import Fingerprint
+from autocompress.errors import ConfigError, RunFolderError, TaskError
+from autocompress.frameworks.base import framework_of
+from autocompress.record import Plan
+from autocompress.space import SearchSpace, SpaceSpec, build_space, load_space_spec, uniform_policy
+from autocompress.target.meter import measure
+from autocompress.target.runtime import fingerprint
+from autocompress.target.yardstick import yardstick
+from autocompress.task import Task
+from autocompress.trial import Workbench
+
+SAME_IN_A_RUN = ("fine_tuning", "criterion", "storage", "calibration_samples", "seed")
+"""Settings that a trial's result depends on; with `Identity` the definition of "the same run"."""
+BUDGET_SLACK = 0.97
+"""A budget is refused only if it is below this fraction of the fastest candidate: that one is measured with noise."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Latencies that are known before any training, in milliseconds, and the yardstick's relative to the original's."""
+
+    original_ms: float
+    int8_ms: float
+    fastest_ms: float
+    yardstick_ratio: float
+
+
+@dataclass
+class Prepared:
+    """A search that could begin.
+
+    Attributes:
+        identity: what makes a run the same run, by name; compared on resume.
+    """
+
+    bench: Workbench
+    space: SearchSpace
+    fingerprint: Fingerprint
+    identity: dict[str, Any]
+    landmarks: Landmarks
+
+    def budget_ms(self, config: SearchConfig) -> float | None:
+        """The budget in milliseconds.
+
+        Raises:
+            ConfigError: no candidate of the space can keep it.
+        """
+        if config.latency_budget is None:
+            return None
+        marks = self.landmarks
+        budget_ms = config.latency_budget.resolve_ms(marks.original_ms, marks.int8_ms)
+        if budget_ms < marks.fastest_ms * BUDGET_SLACK:
+            raise ConfigError(
+                "A budget is at least what the fastest candidate of the space takes",
+                f"{config.budget} = {budget_ms:.4g} ms",
+                f"The fastest takes {marks.fastest_ms:.4g} ms, {marks.fastest_ms / marks.original_ms:.1%} of the original and "
+                f"{marks.fastest_ms / marks.int8_ms:.0%} of int8. Raise the budget or widen the space.",
+            )
+        return budget_ms
+
+
+def open_bench(
+    task: Task, config: CompressionConfig, known: Mapping[str, Any] | None = None
+) -> tuple[Workbench, Fingerprint, dict[str, Any]]:
+    """The workbench for a task, the target's fingerprint and the run's identity.
+
+    Args:
+        task: what is compressed.
+        config: how.
+        known: the run.json of the run that is resumed.
+
+    Raises:
+        TaskError: the model does not run, or a split is empty.
+        TargetError: the device does not exist or refuses a hint.
+        RunFolderError: the known run is another one; the message says in what.
+    """
+    framework = framework_of(task.model)
+    found = fingerprint(config.target)
+    identity = {
+        "model": framework.digest(task),
+        **{f"{name} data": task.splits[name].digest() for name in ("valid", "test") if name in task.splits},
+        "train samples": task.splits["train"].length,
+        "metric": f"{task.scorer.name} ({task.scorer.direction})",
+        **{name: config.model_dump(mode="json")[name] for name in SAME_IN_A_RUN},
+    }
+    if known:
+        require_same(known["identity"], identity)
+        changed = found.differences(Fingerprint.model_validate(known["fingerprint"]))
+        if changed:
+            raise _another_run([f"target ({change})" for change in changed])
+    try:
+        structure = framework.inspect(task)
+    except TaskError:
+        raise
+    except Exception as error:  # the user's model runs here for the first time
+        raise TaskError("The model runs on a batch of the train data", f"{type(error).__name__}: {error}") from error
+    if not structure.layers:
+        raise TaskError("The model has at least one convolution or linear layer", "none")
+    return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
+
+
+def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = None) -> Prepared:
+    """Everything a search needs to know before its first trial.
+
+    Raises:
+        SpaceError: the space does not fit the model.
+        And what `open_bench` raises.
+    """
+    spec = load_space_spec(config.space)
+    bench, found, identity = open_bench(task, config, known)
+    space = build_space(spec, bench.structure)
+    identity["space"] = space_identity(spec)
+    if known:
+        require_same(known["identity"], identity)
+    landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space)
+    return Prepared(bench, space, found, identity, landmarks)
+
+
+def space_identity(spec: SpaceSpec) -> dict[str, Any]:
+    """What of a space changes the candidates; its description and recommended objectives do not."""
+    return spec.model_dump(mode="json", exclude={"description", "objectives"})
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare what both identities name.
+
+    Raises:
+        RunFolderError: they differ; the message says in what.
+    """
+    changed = [f"{name} ({before[name]} before, {now[name]} now)" for name in now if name in before and before[name] != now[name]]
+    changed += [
+        f"{name} ({'there before, gone now' if name in before else 'new'})" for name in _data_names(before) ^ _data_names(now)
+    ]
+    if changed:
+        raise _another_run(changed)
+
+
+def _data_names(identity: Mapping[str, Any]) -> set[str]:
+    return {name for name in identity if name.endswith(" data")}
+
+
+def _another_run(changed: list[str]) -> RunFolderError:
+    return RunFolderError(
+        "A resumed run has the same model, data, space, settings and target",
+        f"another {'; another '.join(changed)}",
+        "Choose another --out for a new run; trials, time, budget, objectives and allowed drop may change.",
+    )
+
+
+def _landmarks(bench: Workbench, space: SearchSpace) -> Landmarks:
+    """Measured on untrained candidates: INT8 without pruning, and the most compressed points of the space."""
+    int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure, 0.0, 1)), half_width=0.01).ms
+    points = {Plan.of(policy).key: policy for policy in (space.policy(space.level(level)) for level in (1.0, 2 / 3))}
+    fastest = min(bench.untrained_latency(bench.candidate(policy)).ms for policy in points.values())
+    stick = measure([yardstick(bench.target)], bench.reference, bench.reference_ms)[0]
+    return Landmarks(bench.reference_ms, int8, min(fastest, int8) if _holds_int8(bench, space) else fastest, stick.ratio)
+
+
+def _holds_int8(bench: Workbench, space: SearchSpace) -> bool:
+    return space.indices(uniform_policy(bench.structure, 0.0, 1)) is not None

@@ -1,0 +1,64 @@
+"""One given policy, without a search, through the same inner loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocompress import baselines
+from autocompress.config import SearchConfig, read_yaml_mapping, validated
+from autocompress.errors import AutocompressError
+from autocompress.policy import Policy
+from autocompress.record import Plan, State
+from autocompress.result import Choice
+from autocompress.run import Run
+from autocompress.space import require_known_names
+from autocompress.task import Task, load_task
+from autocompress.watch import Watcher
+
+NO_SPACE: dict[str, Any] = {}
+
+
+def compress(
+    task: Task | str | Path,
+    policy: Policy | str | Path,
+    *,
+    out: str | Path = "runs/compress",
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Choice:
+    """Apply one policy: compress, fine-tune, export, measure and score it, beside the original and INT8 after training.
+
+    Args:
+        task: a Task, or the path of a file that holds one.
+        policy: a Policy, or the path of a YAML or JSON file with one.
+        out: the run folder.
+        resume: add the policy to the run in `out`, if there is one.
+        watcher: told of progress.
+        **options: any other field of `SearchConfig` but those of the space.
+
+    Raises:
+        UserError: something that was given cannot be used; nothing was changed.
+        AutocompressError: a stage failed; the message says which and why.
+    """
+    config = validated(SearchConfig, {"out": str(out), "space": NO_SPACE, **options})
+    task = load_task(task) if isinstance(task, str | Path) else task
+    policy = policy if isinstance(policy, Policy) else Policy.from_dict(read_yaml_mapping(Path(policy), "policy"))
+    policy.require_executable()
+    return Single(task, config, watcher or Watcher()).run(policy, resume)
+
+
+class Single(Run):
+    """A run of one policy."""
+
+    def run(self, policy: Policy, resume: bool) -> Choice:
+        """The policy's trial, complete and measured."""
+        with self.opened(resume):
+            require_known_names(policy, self.bench.structure)
+            self.run_original(baselines.untrained_baselines(self.bench.structure, self.prepared.fingerprint.default_precision))
+            record = self.run_trial(Plan.of(policy), "user")
+            if record.state == State.FAILED:
+                raise AutocompressError(f"The policy failed in {record.stage}: {record.error}")
+            self.finish()
+        return Choice(record, self.folder)

@@ -1,0 +1,320 @@
+"""The choices per group and layer, from a preset or a YAML file, for the model at hand.
+
+A search space is a tuple of decisions, each with choices ordered from the least to the most compression. A point of the space
+is one index per decision, which is what the sampler sees; `policy()` turns it into what is done to the model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from autocompress.config import Objective, read_yaml_mapping, validated
+from autocompress.errors import ConfigError, SpaceError
+from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
+from autocompress.structure import Group, Structure
+
+_PACKAGE = Path(__file__).parent
+PRESETS = next(folder for folder in (_PACKAGE / "search_spaces", _PACKAGE.parent / "search_spaces") if folder.is_dir())
+"""Inside the wheel the presets lie in the package; in a checkout, at the top."""
+
+Patterns = str | list[str]
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    exclude: Patterns = []
+
+
+class PruningRule(_Rule):
+    """The ratios of some groups."""
+
+    groups: Patterns = "*"
+    ratios: list[float]
+
+    @field_validator("ratios")
+    @classmethod
+    def _fractions(cls, value: list[float]) -> list[float]:
+        if not value or any(not 0 <= ratio < 1 for ratio in value):
+            raise ValueError("pruning ratios lie in [0, 1)")
+        return value
+
+
+class PrecisionRule(_Rule):
+    """The bit-widths of some layers. Every weight width is combined with every activation width; float weights stay float."""
+
+    layers: Patterns = "*"
+    weights: list[Bits]
+    activations: list[Bits] = [8]
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _known(cls, value: list[Bits], info: Any) -> list[Bits]:
+        known = WEIGHT_BITS if info.field_name == "weights" else ACTIVATION_BITS
+        if not value or any(bits not in known for bits in value):
+            raise ValueError(f"{info.field_name} are among {', '.join(map(str, known))}")
+        return value
+
+
+class SparsityRule(_Rule):
+    """The sparsity levels of some layers."""
+
+    layers: Patterns = "*"
+    levels: list[float]
+
+    @field_validator("levels")
+    @classmethod
+    def _fractions(cls, value: list[float]) -> list[float]:
+        if not value or any(not 0 <= level < 1 for level in value):
+            raise ValueError("sparsity levels lie in [0, 1)")
+        return value
+
+
+class SpaceSpec(BaseModel):
+    r"""A search-space file. Later rules override earlier ones for the groups and layers that they name.
+
+    A pattern is a glob on the name (`layer1.*`), a regular expression (`re:layer[12]\..*`) or a type (`type:Conv2d`).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    description: str = ""
+    objectives: list[Objective] = ["accuracy", "latency"]
+    channel_step: int = Field(8, ge=1)
+    pruning: list[PruningRule] = []
+    precision: list[PrecisionRule] = []
+    sparsity: list[SparsityRule] = []
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing to decide.
+
+    Attributes:
+        kind: "prune", "bits" or "sparsity".
+        subject: the group or layer.
+        choices: ratios, (weights, activations) pairs or sparsity levels, from the least to the most compression.
+    """
+
+    kind: str
+    subject: str
+    choices: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the study."""
+        return f"{self.kind}:{self.subject}"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Decisions with more than one choice, and what is fixed for all candidates.
+
+    Attributes:
+        decisions: what the search decides.
+        fixed: decisions with a single choice that is not "leave it as it is".
+        notes: what was left out, and why, in words.
+        spec: the resolved file.
+    """
+
+    decisions: tuple[Decision, ...]
+    fixed: tuple[Decision, ...]
+    notes: tuple[str, ...]
+    spec: SpaceSpec
+
+    @property
+    def size(self) -> int:
+        """How many policies it holds."""
+        return math.prod(len(decision.choices) for decision in self.decisions)
+
+    def policy(self, indices: Mapping[str, int]) -> Policy:
+        """The policy of a point."""
+        chosen = [(d.kind, d.subject, d.choices[indices[d.name]]) for d in self.decisions]
+        chosen += [(d.kind, d.subject, d.choices[0]) for d in self.fixed]
+        pruning = {subject: choice for kind, subject, choice in chosen if kind == "prune"}
+        bits = {subject: choice for kind, subject, choice in chosen if kind == "bits"}
+        sparsity = {subject: choice for kind, subject, choice in chosen if kind == "sparsity"}
+        layers = {
+            name: LayerPolicy(*bits.get(name, (FLOAT, FLOAT)), sparsity=sparsity.get(name, 0.0)) for name in {**bits, **sparsity}
+        }
+        return Policy(pruning, layers)
+
+    def indices(self, policy: Policy) -> dict[str, int] | None:
+        """The point of a policy; None if the space does not hold it."""
+        point: dict[str, int] = {}
+        for decision in self.decisions:
+            choice = _choice_of(policy, decision)
+            if choice not in decision.choices:
+                return None
+            point[decision.name] = decision.choices.index(choice)
+        return point if self.policy(point) == policy else None
+
+    def level(self, fraction: float) -> dict[str, int]:
+        """The point at which every decision takes the choice at `fraction` of its list (0: first, 1: last)."""
+        return {d.name: round(fraction * (len(d.choices) - 1)) for d in self.decisions}
+
+
+def load_space_spec(source: str | Mapping[str, Any]) -> SpaceSpec:
+    """A preset by name, a YAML file by path, or the mapping itself.
+
+    Raises:
+        SpaceError: neither a preset nor a file, or an unknown key, or a value outside its range.
+    """
+    if isinstance(source, Mapping):
+        data = dict(source)
+    else:
+        preset, path = PRESETS / f"{source}.yaml", Path(source)
+        if not preset.is_file() and not path.is_file():
+            raise SpaceError("A search space is a preset or a YAML file", repr(source), f"Presets: {', '.join(preset_names())}.")
+        data = read_yaml_mapping(preset if preset.is_file() else path, "search-space")
+    try:
+        spec: SpaceSpec = validated(SpaceSpec, data)
+    except ConfigError as error:
+        raise SpaceError(f"Search space {source if isinstance(source, str) else ''}: {error}".rstrip(".")) from error
+    return spec
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def build_space(spec: SpaceSpec, structure: Structure) -> SearchSpace:
+    """The decisions of a spec for a model.
+
+    Raises:
+        SpaceError: a pattern matches nothing, or nothing is left to decide.
+        PolicyError: a bit-width that cannot be executed yet.
+    """
+    notes: list[str] = []
+    decisions = [
+        *_pruning_decisions(spec, structure, notes),
+        *_layer_decisions("bits", spec.precision, structure, _bit_choices),
+        *_layer_decisions("sparsity", spec.sparsity, structure, lambda rule: tuple(sorted(set(rule.levels)))),
+    ]
+    neutral = {"prune": 0.0, "bits": (FLOAT, FLOAT), "sparsity": 0.0}
+    open_decisions = tuple(d for d in decisions if len(d.choices) > 1)
+    fixed = tuple(d for d in decisions if len(d.choices) == 1 and d.choices[0] != neutral[d.kind])
+    space = SearchSpace(open_decisions, fixed, tuple(notes), spec)
+    for decision in decisions:
+        for choice in decision.choices if decision.kind == "bits" else ():
+            Policy({}, {decision.subject: LayerPolicy(*choice)}).require_executable()
+    return space
+
+
+def round_ratio(ratio: float, channels: int, step: int) -> float:
+    """The ratio that is really reached when the kept channels are a multiple of `step` (at least one step, at most all)."""
+    kept = max(step, round(channels * (1 - ratio) / step) * step)
+    return 0.0 if ratio == 0 or kept >= channels else round(1 - kept / channels, 6)
+
+
+def uniform_policy(structure: Structure, ratio: float, step: int) -> Policy:
+    """Every group pruned by `ratio`, every layer in INT8: the dull alternative."""
+    int8 = LayerPolicy(weights=8, activations=8)
+    pruning = {group.name: round_ratio(ratio, group.channels, step) for group in structure.groups}
+    return Policy(pruning, {layer.name: int8 for layer in structure.layers})
+
+
+def matches(name: str, kind: str, patterns: Patterns) -> bool:
+    """True where one of the patterns fits a name or its type."""
+    return any(_matches_one(name, kind, pattern) for pattern in _listed(patterns))
+
+
+def _matches_one(name: str, kind: str, pattern: str) -> bool:
+    if pattern.startswith("type:"):
+        return fnmatch.fnmatchcase(kind, pattern[5:])
+    if pattern.startswith("re:"):
+        try:
+            return re.fullmatch(pattern[3:], name) is not None
+        except re.error as error:
+            raise SpaceError("A layer pattern after 're:' is a regular expression", f"{pattern!r}: {error}") from error
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _pruning_decisions(spec: SpaceSpec, structure: Structure, notes: list[str]) -> Iterable[Decision]:
+    kinds = {layer.name: layer.kind for layer in structure.layers}
+    chosen = _last_rule_wins(spec.pruning, {g.name: kinds.get(g.name, "") for g in structure.groups}, "groups")
+    groups = {group.name: group for group in structure.groups}
+    for name, rule in chosen.items():
+        ratios = _distinct_ratios(rule.ratios, groups[name], spec.channel_step)
+        if len(ratios) < len(set(rule.ratios)):
+            notes.append(
+                f"{name}: {groups[name].channels} channels in steps of {spec.channel_step} leave the ratios {', '.join(f'{r:g}' for r in ratios)}"
+            )
+        yield Decision("prune", name, ratios)
+    if spec.pruning:
+        notes.extend(f"{frozen.name} is not pruned: {frozen.reason}" for frozen in structure.frozen)
+
+
+def _distinct_ratios(ratios: list[float], group: Group, step: int) -> tuple[float, ...]:
+    return tuple(sorted({round_ratio(ratio, group.channels, step) for ratio in ratios}))
+
+
+def _layer_decisions(kind: str, rules: list[Any], structure: Structure, choices: Any) -> Iterable[Decision]:
+    kinds = {layer.name: layer.kind for layer in structure.layers}
+    for name, rule in _last_rule_wins(rules, kinds, "layers").items():
+        yield Decision(kind, name, choices(rule))
+
+
+def _last_rule_wins(rules: list[Any], kinds: Mapping[str, str], field: str) -> dict[str, Any]:
+    """Name → the last rule that includes and does not exclude it, in the model's order."""
+    chosen: dict[str, Any] = {}
+    for rule in rules:
+        patterns = getattr(rule, field)
+        for pattern in [*_listed(patterns), *_listed(rule.exclude)]:
+            if pattern != "*" and not any(_matches_one(name, kind, pattern) for name, kind in kinds.items()):
+                raise SpaceError(
+                    f"A pattern matches at least one of the model's {field}",
+                    repr(pattern),
+                    f"{field.capitalize()}: {', '.join(kinds) or 'none'}.",
+                )
+        chosen |= {n: rule for n, kind in kinds.items() if matches(n, kind, patterns) and not matches(n, kind, rule.exclude)}
+    return {name: chosen[name] for name in kinds if name in chosen}
+
+
+def _bit_choices(rule: PrecisionRule) -> tuple[tuple[Bits, Bits], ...]:
+    pairs = {(w, FLOAT if w == FLOAT else a) for w in rule.weights for a in rule.activations}
+    return tuple(sorted(pairs, key=lambda pair: tuple(-_width(bits) for bits in pair)))
+
+
+def _width(bits: Bits) -> int:
+    return bits if isinstance(bits, int) else 32
+
+
+def _choice_of(policy: Policy, decision: Decision) -> Any:
+    if decision.kind == "prune":
+        return policy.pruning.get(decision.subject, 0.0)
+    layer = policy.layer(decision.subject)
+    return (layer.weights, layer.activations) if decision.kind == "bits" else layer.sparsity
+
+
+def _listed(patterns: Patterns) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
+
+
+def require_known_names(policy: Policy, structure: Structure) -> None:
+    """Check a user's own policy against the model.
+
+    Raises:
+        SpaceError: a group or layer that the model does not have.
+    """
+    for what, named, known in (
+        ("group", policy.pruning, [group.name for group in structure.groups]),
+        ("layer", policy.layers, [layer.name for layer in structure.layers]),
+    ):
+        for name in named:
+            if name not in known:
+                frozen = {f.name: f.reason for f in structure.frozen}
+                why = f" ({frozen[name]})" if what == "group" and name in frozen else ""
+                raise SpaceError(
+                    f"A policy names {what}s that the model has",
+                    f"{name!r}{why}",
+                    f"It has: {', '.join(known) or 'none'}.",
+                )

@@ -1,0 +1,128 @@
+"""The Optuna study of a search, asked for points and told of records.
+
+The records of the run folder are the truth. Whenever a search starts, the study is made again from them, judged by the budget of
+today: a constraint cannot be changed after a trial was told, and a study that was killed half-way needs no repair this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from autocompress.config import Objective
+from autocompress.errors import RunFolderError
+from autocompress.front import costs
+from autocompress.metrics import Metric
+from autocompress.record import State, TrialRecord
+from autocompress.space import SearchSpace
+from autocompress.strategy.sampler import FrontMutationSampler, silence_optuna
+from autocompress.strategy.seeds import seeds
+
+STUDY_NAME = "search"
+CONSTRAINT = "latency_over_budget"
+
+
+class Proposals:
+    """What to try next.
+
+    Args:
+        storage: the SQLite file.
+        space: what is searched.
+        objectives: what the front trades off.
+        metric: the task's metric.
+        budget_ms: the latency budget, if there is one.
+        seed: of the sampler.
+
+    Raises:
+        RunFolderError: the file is not an Optuna study.
+    """
+
+    def __init__(
+        self,
+        storage: Path,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        metric: Metric,
+        budget_ms: float | None,
+        seed: int,
+    ) -> None:
+        silence_optuna()
+        self._space, self._objectives, self._metric, self._budget_ms = space, objectives, metric, budget_ms
+        self._distributions = {d.name: IntDistribution(0, len(d.choices) - 1) for d in space.decisions}
+        sampler = FrontMutationSampler(self._distributions, seed)
+        url = f"sqlite:///{storage}"
+        try:
+            if STUDY_NAME in optuna.get_all_study_names(url) if storage.exists() else ():
+                optuna.delete_study(study_name=STUDY_NAME, storage=url)
+            directions = [metric.direction, *["minimize"] * (len(objectives) - 1)]
+            self._study = optuna.create_study(study_name=STUDY_NAME, storage=url, sampler=sampler, directions=directions)
+        except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own
+            reason = str(error).splitlines()[0]
+            raise RunFolderError(
+                "The study of a run is a readable Optuna database",
+                f"{storage}: {reason}",
+                f"Remove {storage.name} and resume; it is made again from the trials' records.",
+            ) from error
+        self._seeds = list(seeds(space))
+        self._asked: dict[str, optuna.Trial] = {}
+
+    def begin(self, records: Iterable[TrialRecord]) -> None:
+        """Tell of everything that is already known, and queue the seeds."""
+        for record in records:
+            self._add(record)
+        for point in self._seeds:
+            self._study.enqueue_trial(point, skip_if_exists=True)
+
+    def ask(self) -> tuple[dict[str, int], str]:
+        """A point of the space, and where it comes from."""
+        trial = self._study.ask()
+        point = {name: trial.suggest_int(name, d.low, d.high) for name, d in self._distributions.items()}
+        self._asked[self._space.policy(point).key] = trial
+        return point, "seed" if point in self._seeds else "sampler"
+
+    def tell(self, record: TrialRecord) -> None:
+        """How the trial that was asked for ended, or one that had the same policy before."""
+        trial = self._asked.pop(record.policy.key, None)
+        if trial is None:
+            self._add(record)
+            return
+        for name, value in self._constraints(record).items():
+            trial.set_constraint(name, value)
+        trial.set_user_attr("record", record.number)
+        state, values = self._outcome(record)
+        self._study.tell(trial, values, state=state)
+
+    def _add(self, record: TrialRecord) -> None:
+        point = self._space.indices(record.policy)
+        if point is None or record.state == State.RUNNING or not record.plan.tune:
+            return
+        state, values = self._outcome(record)
+        self._study.add_trial(
+            create_trial(
+                state=state,
+                values=values,
+                params=point,
+                distributions=dict(self._distributions),
+                user_attrs={"record": record.number},
+                constraints=self._constraints(record),
+            )
+        )
+
+    def _outcome(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
+        if record.state == State.COMPLETE:
+            accuracy, *others = costs(record, self._objectives, self._metric)
+            return TrialState.COMPLETE, [
+                -self._metric.gain(accuracy),
+                *others,
+            ]  # the metric as it is; the study knows its direction
+        return (TrialState.PRUNED if record.state == State.OVER_BUDGET else TrialState.FAIL), None
+
+    def _constraints(self, record: TrialRecord) -> dict[str, float]:
+        """Milliseconds over the budget relative to it; not above zero is feasible."""
+        if self._budget_ms is None or record.latency is None:
+            return {}
+        return {CONSTRAINT: record.latency.ms / self._budget_ms - 1}
