@@ -83,7 +83,7 @@ def check_integrity(path: Path) -> None:
     """
     try:
         lines = (path / CHECKSUMS).read_text().splitlines()
-        expected = dict(reversed(line.split("  ", 1)) for line in lines)
+        expected = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         raise BundleError(
             f"A bundle is a folder with {CHECKSUMS}",
@@ -128,7 +128,7 @@ def sample_outputs(compiled: Any, samples: list[NDArray[Any]]) -> list[NDArray[A
 
 
 def _sample_name(port: Any, stored: Any) -> str:
-    return next(name for name in port.get_names() if name in stored)
+    return str(next(name for name in port.get_names() if name in stored))
 
 
 def _promise(record: TrialRecord, run: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
             result = run_search(task, settings, resume=resume, watcher=watcher)
     except KeyboardInterrupt:
         errors.print(
-            f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n  autocompress search --resume --out {settings.out}",
+            f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n"
+            f"  autocompress search --resume --out {settings.out}",
             highlight=False,
         )
         raise typer.Exit(INTERRUPTED) from None
@@ -185,11 +186,9 @@ def export(
     if as_json:
         print((out / "promise.json").read_text())
         return
-    latency = choice.record.latency
-    console.print(
-        f"Trial {choice.record.number}: {result.metric.name} {choice.record.accuracy_valid:.4f}, {latency.ms if latency else 0:.4g} ms → {out}",
-        highlight=False,
-    )
+    record = choice.record
+    latency = f", {record.latency.ms:.4g} ms" if record.latency else ""
+    console.print(f"Trial {record.number}: {result.metric.name} {record.accuracy_valid:.4f}{latency} → {out}", highlight=False)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,6 +12,7 @@ from autocompress.budget import Budget, Drop, parse_duration
 from autocompress.device import Fingerprint, Target
 from autocompress.errors import ConfigError
 
+ModelType = TypeVar("ModelType", bound=BaseModel)
 Objective = Literal["accuracy", "latency", "size", "compressed_size"]
 
 
@@ -32,7 +33,7 @@ class CompressionConfig(BaseModel):
         target: where the model will run.
         fine_tuning: overrides of the task's settings.
         criterion: how the channels of a group are ranked.
-        storage: "compact" stores 2-, 3- and 4-bit weights in 2 or 4 bits each where the layer keeps its integer kernel, "fast" in 8.
+        storage: "compact" stores 2-, 3- and 4-bit weights in 2 or 4 bits where the layer keeps its integer kernel, "fast" in 8.
         calibration_samples: samples from which INT8 ranges are taken.
         seed: of shuffling and sampling.
     """
@@ -138,7 +139,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> SearchConfig:
     return validated(SearchConfig, data)
 
 
-def validated(model: type[BaseModel], data: dict[str, Any]) -> Any:
+def validated(model: type[ModelType], data: dict[str, Any]) -> ModelType:
     """`model` built from `data`, with pydantic's complaint as one clear line.
 
     Raises:

@@ -87,20 +87,23 @@ class ConsoleWatcher(Watcher):
 
 def front_table(front: pd.DataFrame, metric: str, has_test: bool) -> Table:
     """The front as a table for people; fits into 80 columns."""
-    table = Table(title="The measured front", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="The measured front", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True
+    )
     for column in ("trial", "source", metric, *(("test",) if has_test else ()), "ms", "±", "speed-up", "vs f32", "kB", "budget"):
-        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True, min_width=len(column))
+        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
     for row in front.to_dict("records"):
+        half_interval = (row["latency_high_ms"] - row["latency_low_ms"]) / 2
         table.add_row(
             str(row["trial"]),
             row["source"].removeprefix("baseline:"),
             f"{row['accuracy_valid']:.4f}",
             *((f"{row['accuracy_test']:.4f}",) if has_test else ()),
             f"{row['latency_ms']:.4g}",
-            f"{(row['latency_high_ms'] - row['latency_low_ms']) / 2:.2g}",
+            f"{half_interval / row['latency_ms']:.1%}",
             f"{row['speedup']:.2f}×",
             f"{row['speedup_f32']:.2f}×",
-            f"{row['size_bytes'] / 1000:.1f}",
+            f"{row['size_bytes'] / 1000:.0f}",
             "within" if row["within_budget"] else "over",
         )
     return table

@@ -38,24 +38,24 @@ def dry_run(task: Task, config: SearchConfig) -> str:
     per_trial = fixed + settings.epochs * per_epoch
     uniform = len(baselines.uniform_baselines(bench.structure, space.spec.channel_step))
     before = uniform * per_trial + 3 * fixed
+    structure, fingerprint = bench.structure, prepared.fingerprint
+    rest = f"{settings.epochs} epochs of {per_epoch:.1f} s, {fixed:.0f} s for the rest"
     lines = [
-        f"Model: {len(bench.structure.layers)} layers, {len(bench.structure.groups)} prunable groups, {len(bench.structure.frozen)} frozen",
-        *(f"  not pruned: {frozen.name}: {frozen.reason}" for frozen in bench.structure.frozen),
+        f"Model: {len(structure.layers)} layers, {len(structure.groups)} prunable groups, {len(structure.frozen)} frozen",
         f"Space: {len(space.decisions)} decisions, {float(space.size):.3g} policies",
         *(f"  {d.name}: {', '.join(_choice(c) for c in d.choices)}" for d in space.decisions),
-        *(f"  note: {note}" for note in space.notes),
+        *(f"  {note}" for note in space.notes),
         f"Objectives: {', '.join(config.objectives or space.spec.objectives)}",
-        f"Latency: original {prepared.landmarks.original_ms:.4g} ms, INT8 {prepared.landmarks.int8_ms:.4g} ms, fastest candidate {prepared.landmarks.fastest_ms:.4g} ms",
+        prepared.landmarks.in_words(fingerprint.default_precision),
         f"Budget: {'none' if budget_ms is None else f'{budget_ms:.4g} ms'}",
-        f"Estimated: {per_trial:.0f} s a candidate ({settings.epochs} epochs of {per_epoch:.1f} s, {fixed:.0f} s for the rest), {before:.0f} s for the baselines",
+        f"Estimated: {per_trial:.0f} s a candidate ({rest}), {before:.0f} s for the baselines",
     ]
     if config.time_limit_s is not None:
         fit = max(0, int((config.time_limit_s - before) / per_trial))
         lines.append(f"Estimated: {fit} candidates fit into {config.max_time}")
     if config.max_trials is not None:
-        lines.append(
-            f"Estimated: {config.max_trials} candidates take {(before + config.max_trials * per_trial) / 60:.0f} minutes"
-        )
+        minutes = (before + config.max_trials * per_trial) / 60
+        lines.append(f"Estimated: {config.max_trials} candidates take {minutes:.0f} minutes")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ TINY = 1e-12
 
 def largest_code(bits: int) -> int:
     """L, the largest code of a symmetric grid of `bits` bits (2 ≤ bits ≤ 8)."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def quantize(weight: NDArray[np.floating], step: NDArray[np.floating], bits: int) -> NDArray[np.int8]:
@@ -34,9 +34,9 @@ def steps(weight: NDArray[np.floating], bits: int, axis: int = 0) -> NDArray[np.
     others = tuple(i for i in range(weight.ndim) if i != axis)
     reach = np.abs(weight).max(others, keepdims=True) / largest_code(bits) + TINY
     if bits >= 7:
-        return reach.astype(np.float32)
+        return np.asarray(reach, np.float32)
     errors = [((quantize(weight, reach * clip, bits) * reach * clip - weight) ** 2).sum(others, keepdims=True) for clip in CLIPS]
-    return (reach * np.asarray(CLIPS)[np.argmin(errors, axis=0)]).astype(np.float32)
+    return np.asarray(reach * np.asarray(CLIPS)[np.argmin(errors, axis=0)], np.float32)
 
 
 def largest_magnitudes(weight: NDArray[np.floating], sparsity: float) -> NDArray[np.bool_]:

@@ -146,17 +146,14 @@ class Search(Run):
 
     def _describe(self) -> None:
         resumed = len(self.folder.records())
-        marks = self.prepared.landmarks
         say = self.watcher.say
         if resumed:
             say(f"Resuming with {resumed} trials on disk")
-        budget = "no budget" if self.budget_ms is None else f"budget {self.budget_ms:.4g} ms"
+        say(self.prepared.landmarks.in_words(self.prepared.fingerprint.default_precision))
+        say("No budget" if self.budget_ms is None else f"Budget {self.config.budget}: {self.budget_ms:.4g} ms")
         say(
-            f"Original {marks.original_ms:.4g} ms ({self.prepared.fingerprint.default_precision}), INT8 {marks.int8_ms:.4g} ms, "
-            f"fastest candidate {marks.fastest_ms:.4g} ms; {budget}"
-        )
-        say(
-            f"{len(self.space.decisions)} decisions, {float(self.space.size):.3g} policies; objectives: {', '.join(self.objectives)}"
+            f"{len(self.space.decisions)} decisions, {float(self.space.size):.3g} policies; "
+            f"objectives: {', '.join(self.objectives)}"
         )
         for note in self.space.notes:
             say(note)

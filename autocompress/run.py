@@ -82,7 +82,10 @@ class Run:
                 )
 
     def finish(self) -> None:
-        """Winners of many noisy measurements look better than they are: measure them anew, side by side, and score them on test."""
+        """Measure the front anew, side by side, and score it on test.
+
+        The winners of many noisy measurements look better than they are.
+        """
         records = self.folder.records()
         finalists = [r for r in near_front(records, self.objectives, self.metric) if self.folder.has_model(r.number)]
         finalists += [r for r in records if r.is_baseline and r.state == State.COMPLETE and r not in finalists]
@@ -171,7 +174,9 @@ class Run:
         samples = self.task.splits["valid"].take(SAMPLES)
         size = sum(array.nbytes for array in _named(samples[0]).values())
         samples = samples[: max(1, SAMPLE_BYTES // max(1, size))]
-        joined = {name: np.concatenate([_named(sample)[name] for sample in samples]) for name in _named(samples[0])}
+        joined: dict[str, Any] = {
+            name: np.concatenate([_named(sample)[name] for sample in samples]) for name in _named(samples[0])
+        }
         with self.folder.disk_guard():
             np.savez(self.folder.file("samples.npz"), **joined)
 
@@ -188,6 +193,5 @@ def installed_versions() -> dict[str, str]:
 
 
 def _named(inputs: Any) -> dict[str, Any]:
-    """Inputs by name; positional ones are called "0", "1", …"""
-    named = inputs if isinstance(inputs, dict) else {str(i): array for i, array in enumerate(inputs)}
-    return dict(named)
+    """Inputs by name; positional ones are called "0", "1" and so on."""
+    return inputs if isinstance(inputs, dict) else {str(i): array for i, array in enumerate(inputs)}

@@ -36,6 +36,13 @@ class Landmarks:
     fastest_ms: float
     yardstick_ratio: float
 
+    def in_words(self, default_precision: str) -> str:
+        """A line for people."""
+        return (
+            f"Latency: original {self.original_ms:.4g} ms ({default_precision}), INT8 after training {self.int8_ms:.4g} ms, "
+            f"fastest candidate {self.fastest_ms:.4g} ms"
+        )
+
 
 @dataclass
 class Prepared:

@@ -141,9 +141,10 @@ class SearchSpace:
         pruning = {subject: choice for kind, subject, choice in chosen if kind == "prune"}
         bits = {subject: choice for kind, subject, choice in chosen if kind == "bits"}
         sparsity = {subject: choice for kind, subject, choice in chosen if kind == "sparsity"}
-        layers = {
-            name: LayerPolicy(*bits.get(name, (FLOAT, FLOAT)), sparsity=sparsity.get(name, 0.0)) for name in {**bits, **sparsity}
-        }
+        layers = {}
+        for name in {**bits, **sparsity}:
+            weights, activations = bits.get(name, (FLOAT, FLOAT))
+            layers[name] = LayerPolicy(weights, activations, sparsity.get(name, 0.0))
         return Policy(pruning, layers)
 
     def indices(self, policy: Policy) -> dict[str, int] | None:
@@ -175,7 +176,7 @@ def load_space_spec(source: str | Mapping[str, Any]) -> SpaceSpec:
             raise SpaceError("A search space is a preset or a YAML file", repr(source), f"Presets: {', '.join(preset_names())}.")
         data = read_yaml_mapping(preset if preset.is_file() else path, "search-space")
     try:
-        spec: SpaceSpec = validated(SpaceSpec, data)
+        spec = validated(SpaceSpec, data)
     except ConfigError as error:
         raise SpaceError(f"Search space {source if isinstance(source, str) else ''}: {error}".rstrip(".")) from error
     return spec
@@ -245,9 +246,8 @@ def _pruning_decisions(spec: SpaceSpec, structure: Structure, notes: list[str]) 
     for name, rule in chosen.items():
         ratios = _distinct_ratios(rule.ratios, groups[name], spec.channel_step)
         if len(ratios) < len(set(rule.ratios)):
-            notes.append(
-                f"{name}: {groups[name].channels} channels in steps of {spec.channel_step} leave the ratios {', '.join(f'{r:g}' for r in ratios)}"
-            )
+            left = ", ".join(f"{ratio:g}" for ratio in ratios)
+            notes.append(f"{name}: {groups[name].channels} channels in steps of {spec.channel_step} leave the ratios {left}")
         yield Decision("prune", name, ratios)
     if spec.pruning:
         notes.extend(f"{frozen.name} is not pruned: {frozen.reason}" for frozen in structure.frozen)

@@ -38,8 +38,8 @@ class Task:
         distillation: weight of the original model's outputs in the loss, in [0, 1].
         batch_size: samples per batch where the data are arrays.
         target_key: the key of the targets where batches are dicts.
-        fine_tune: your own training loop, `fine_tune(model, teacher=…, epochs=…)`. It trains `model` in place; distillation is then
-            yours.
+        fine_tune: your own training loop, `fine_tune(model, teacher=…, epochs=…)`. It trains `model` in place, and decides
+            itself what to learn from the teacher, the original model.
         name: for reports.
 
     Raises:

@@ -87,7 +87,10 @@ class Workbench:
     def deploy(
         self, candidate: Candidate, target: Target, trained: bool, samples: Sequence[Inputs]
     ) -> tuple[ov.Model, list[str]]:
-        """The candidate as the IR that will be shipped, and notes. Low-bit codes that cost their layer its kernel are stored in 8 bits."""
+        """The candidate as the IR that will be shipped, and notes.
+
+        Low-bit codes whose packed storage would cost their layer its integer kernel are stored in 8 bits.
+        """
         converted = self.framework.to_openvino(self.task, candidate, target.batch)
         compact = self.config.storage == "compact"
         correct_bias = not trained and len(samples) > 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from autocompress.errors import RunFolderError
 from autocompress.report.plots import plot_front
 
 if TYPE_CHECKING:
@@ -31,11 +32,10 @@ def write_report(result: Result) -> Path:
 def _content(result: Result, svg: str) -> dict[str, Any]:
     recorded = result.config.recorded
     trials = result.trials
-    best = None
-    candidates = result.front[result.front["within_budget"].eq(True)]
-    if not candidates.empty:
-        gains = candidates["accuracy_valid"].map(result.metric.gain)
-        best = candidates.loc[gains.idxmax()].to_dict()
+    try:
+        best = result.best().record.number
+    except RunFolderError:  # nothing keeps the budget yet
+        best = None
     return {
         "name": result.run["name"],
         "svg": svg[svg.index("<svg") :],
@@ -43,7 +43,7 @@ def _content(result: Result, svg: str) -> dict[str, Any]:
         "budget_ms": result.budget_ms,
         "has_test": result.run["has_test"],
         "front": result.front.to_dict("records"),
-        "best": best,
+        "best": next((row for row in trials.to_dict("records") if row["trial"] == best), None),
         "states": trials["state"].value_counts().to_dict(),
         "failures": trials[trials["state"] == "FAILED"][["trial", "stage", "error"]].to_dict("records"),
         "trials": trials.to_dict("records"),

@@ -23,20 +23,19 @@ def plot_front(result: Result) -> Figure:
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
-    if result.budget_ms is not None:
-        axes.axvspan(axes.get_xlim()[0], result.budget_ms, color=BUDGET, alpha=0.06, lw=0)
-        axes.axvline(result.budget_ms, color=BUDGET, lw=1.2, label=f"budget {result.budget_ms:.3g} ms")
     axes.scatter(others["latency_ms"], others["accuracy_valid"], s=18, color=OTHER, label="dominated trials", zorder=2)
-    _draw_front(axes, front)
+    _draw_front(axes, front, joined=len(result.objectives) == 2)
     _draw_baselines(axes, complete[complete["source"].str.startswith("baseline:")])
     _limit(axes, complete, result.budget_ms)
+    if result.budget_ms is not None:
+        _draw_budget(axes, result.budget_ms)
     target = result.config.target
     threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
     axes.set_xlabel(f"latency of one request in ms (batch {target.batch}, {threads}; logarithmic)")
     axes.set_ylabel(f"{result.metric.name} on validation data, scored on the IR")
     axes.set_title(f"{result.run['name']}: {len(front)} models on the front of {len(trials)} trials", loc="left", fontsize=11)
     axes.grid(alpha=0.25, lw=0.6)
-    axes.legend(loc="lower right", fontsize=8, frameon=True)
+    axes.legend(loc="lower right" if result.metric.direction == "maximize" else "upper right", fontsize=8)
     return figure
 
 
@@ -49,15 +48,16 @@ def show_front(result: Result) -> None:
     pyplot.show()
 
 
-def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
+def _draw_front(axes: Axes, front: pd.DataFrame, joined: bool) -> None:
+    """Points with intervals, joined by a line where accuracy and latency are the only objectives."""
     intervals = [front["latency_ms"] - front["latency_low_ms"], front["latency_high_ms"] - front["latency_ms"]]
     axes.errorbar(
         front["latency_ms"],
         front["accuracy_valid"],
-        xerr=[i.clip(lower=0) for i in intervals],
-        fmt="o-",
+        xerr=[interval.clip(lower=0) for interval in intervals],
+        fmt="o-" if joined else "o",
         color=FRONT,
-        ms=5,
+        markersize=5,
         lw=1.2,
         capsize=2.5,
         elinewidth=1,
@@ -67,35 +67,27 @@ def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
 
 
 def _draw_baselines(axes: Axes, baselines: pd.DataFrame) -> None:
-    axes.scatter(
-        baselines["latency_ms"],
-        baselines["accuracy_valid"],
-        marker="s",
-        s=46,
-        facecolors="none",
-        edgecolors=BASELINE,
-        lw=1.4,
-        label="baselines",
-        zorder=4,
-    )
-    for i, row in enumerate(baselines.sort_values("latency_ms").itertuples()):
-        offset = (4, 8) if i % 2 else (4, -12)
-        axes.annotate(
-            str(row.source).removeprefix("baseline:"),
-            (float(str(row.latency_ms)), float(str(row.accuracy_valid))),
-            xytext=offset,
-            textcoords="offset points",
-            fontsize=8,
-            color=BASELINE,
-        )
+    latency, accuracy = baselines["latency_ms"], baselines["accuracy_valid"]
+    axes.scatter(latency, accuracy, marker="s", s=46, facecolors="none", edgecolors=BASELINE, lw=1.4, label="baselines", zorder=4)
+    for source, x, y in zip(baselines["source"], latency, accuracy, strict=True):
+        label = source.removeprefix("baseline:")
+        axes.annotate(label, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8, color=BASELINE)
+
+
+def _draw_budget(axes: Axes, budget_ms: float) -> None:
+    low, high = axes.get_xlim()
+    axes.axvline(budget_ms, color=BUDGET, lw=1.2, label=f"budget {budget_ms:.3g} ms")
+    axes.axvspan(budget_ms, high, color=OTHER, alpha=0.13, lw=0, zorder=0)
+    axes.set_xlim(low, high)
 
 
 def _limit(axes: Axes, complete: pd.DataFrame, budget_ms: float | None) -> None:
-    """All latencies, but not the hopeless accuracies: the lower quarter may not squeeze the rest."""
+    """All latencies and the budget, with room for labels."""
     if complete.empty:
         return
     latencies = [*complete["latency_ms"], *([budget_ms] if budget_ms else [])]
-    axes.set_xlim(min(latencies) * 0.9, max(latencies) * 1.25)
+    axes.set_xlim(min(latencies) * 0.9, max(latencies) * 1.3)
+    axes.margins(y=0.08)
     axes.xaxis.set_major_formatter("{x:.3g}")
     axes.xaxis.set_minor_formatter("{x:.2g}")
-    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.tick_params(axis="x", which="both", labelsize=8, length=3.5)

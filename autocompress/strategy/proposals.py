@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -58,7 +59,7 @@ class Proposals:
         try:
             if STUDY_NAME in optuna.get_all_study_names(url) if storage.exists() else ():
                 optuna.delete_study(study_name=STUDY_NAME, storage=url)
-            directions = [metric.direction, *["minimize"] * (len(objectives) - 1)]
+            directions: list[Any] = [metric.direction, *["minimize"] * (len(objectives) - 1)]
             self._study = optuna.create_study(study_name=STUDY_NAME, storage=url, sampler=sampler, directions=directions)
         except Exception as error:  # SQLAlchemy, SQLite and Optuna each have their own
             reason = str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Fine-tuning a candidate: the task's loss, distillation from the original, a one-cycle schedule, fresh batch-norm statistics."""
+"""Fine-tuning a candidate: the task's loss, distillation from the original, one cycle, fresh batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def _loss(task: Task, teacher: nn.Module, distillation: float) -> Callable[[nn.M
 
     def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         outputs = call(model, batch.inputs)
-        total = (1 - distillation) * own_loss(outputs, batch.targets) if distillation < 1 else 0.0
-        if distillation > 0:
-            with torch.no_grad():
-                taught = call(teacher, batch.inputs)
-            total = total + distillation * _distillation(outputs, taught, batch.targets)
-        return total
+        own = torch.as_tensor(own_loss(outputs, batch.targets))
+        if distillation == 0:
+            return own
+        with torch.no_grad():
+            taught = call(teacher, batch.inputs)
+        return (1 - distillation) * own + distillation * _distillation(outputs, taught, batch.targets)
 
     return loss
 

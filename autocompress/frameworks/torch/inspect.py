@@ -35,7 +35,7 @@ def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
     hooks = []
 
     def count(name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        def hook(module: Any, _: Any, output: torch.Tensor) -> None:
             weight = module.weight
             positions = output[0].numel() // _output_channels(module)
             macs = positions * weight.numel() + (layers[name].macs if name in layers else 0)
@@ -56,7 +56,7 @@ def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
     return tuple(layers[name] for name, _ in model.named_modules() if name in layers)
 
 
-def _output_channels(module: nn.Module) -> int:
+def _output_channels(module: Any) -> int:
     return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
 
 

@@ -107,11 +107,12 @@ def simulate(model: nn.Module, policy: Policy) -> None:
     """Attach the simulation of a policy's bits and zeros, in place."""
     for name, layer in policy.layers.items():
         module = model.get_submodule(name)
+        weight: Any = module.weight
         if layer.weights != FLOAT or layer.sparsity:
             axis = 1 if isinstance(module, TRANSPOSED) else 0
-            parametrize.register_parametrization(module, "weight", SimulatedWeight(module.weight, layer, axis))
+            parametrize.register_parametrization(module, "weight", SimulatedWeight(weight, layer, axis))
         if layer.activations != FLOAT:
-            module.add_module("simulated_input", SimulatedInput().to(module.weight.device))
+            module.add_module("simulated_input", SimulatedInput().to(weight.device))
             module.register_forward_pre_hook(_quantize_input)
 
 
@@ -139,11 +140,12 @@ def _leave_parametrized(module: nn.Module) -> None:
     `parametrize.remove_parametrizations` deletes the property from the module's class, which copies of a module share, so it
     would break the model that this one was copied from.
     """
-    value = module.weight.detach().clone()
+    weight: Any = module.weight
+    value = weight.detach().clone()
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module.weight = nn.Parameter(value)
 
 
-def _quantize_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _quantize_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.simulated_input(inputs[0]), *inputs[1:])
