@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +86,7 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
     if dry_run:
         from autocompress.dry_run import dry_run as look
 
-        console.print(look(task, settings), highlight=False, markup=False)
+        console.print(look(task, settings), highlight=False, markup=False, soft_wrap=True)
         return
     from autocompress.console import ConsoleWatcher, front_table
     from autocompress.outer_loop import run_search
@@ -101,13 +100,16 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
             f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n"
             f"  autocompress search --resume --out {settings.out}",
             highlight=False,
+            soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print(json.dumps({"out": settings.out, "budget_ms": result.budget_ms, "front": _rows(result.front)}, indent=1))
         return
     console.print(front_table(result.front, result.metric.name, result.run["has_test"]))
-    console.print(f"Tables, picture and report: {settings.out}   Best model: {settings.out}/best", highlight=False)
+    console.print(
+        f"Tables, picture and report: {settings.out}   Best model: {settings.out}/best", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -137,8 +139,8 @@ def compress(
         print(record.model_dump_json(indent=1))
         return
     for note in record.notes:
-        console.print(note, highlight=False, markup=False)
-    console.print(f"IR: {choice.folder.trial(record.number) / 'model.xml'}", highlight=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"IR: {choice.folder.trial(record.number) / 'model.xml'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -157,7 +159,7 @@ def plot(
     paths = [out] if out else [run / "pareto.png", run / "pareto.svg"]
     for path in paths:
         result.plot(path)
-        console.print(str(path), highlight=False)
+        console.print(str(path), highlight=False, soft_wrap=True)
     if show:
         from autocompress.report.plots import show_front
 
@@ -188,7 +190,11 @@ def export(
         return
     record = choice.record
     latency = f", {record.latency.ms:.4g} ms" if record.latency else ""
-    console.print(f"Trial {record.number}: {result.metric.name} {record.accuracy_valid:.4f}{latency} → {out}", highlight=False)
+    console.print(
+        f"Trial {record.number}: {result.metric.name} {record.accuracy_valid:.4f}{latency} → {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -209,7 +215,7 @@ def verify(
     else:
         for one in checks:
             mark = "[green]kept[/]  " if one.kept else "[red]broken[/]"
-            console.print(f"{mark}  {one.name}: promised {one.promised}; found {one.found}", highlight=False)
+            console.print(f"{mark}  {one.name}: promised {one.promised}; found {one.found}", highlight=False, soft_wrap=True)
     if not all(one.kept for one in checks):
         raise typer.Exit(FAILED)
 
@@ -220,28 +226,17 @@ def report(run: RunArgument) -> None:
     from autocompress.report.page import write_report
     from autocompress.result import Result
 
-    console.print(str(write_report(Result(run))), highlight=False)
+    console.print(str(write_report(Result(run))), highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line and exit code 2."""
+    """Run the command line; what the user can put right is one line and exit code 2."""
     try:
-        _guarded(lambda: app(standalone_mode=False))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-
-
-def _guarded(run: Callable[[], Any]) -> None:
-    try:
-        code = run()
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        app()
     except UserError as error:
         _fail(str(error), WRONG_INPUT)
     except AutocompressError as error:
         _fail(str(error), FAILED)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(line: str, code: int) -> None:

@@ -52,7 +52,7 @@ class ConsoleWatcher(Watcher):
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def stage(self, record: TrialRecord, stage: Stage) -> None:
         """Show which trial does what."""
@@ -64,7 +64,7 @@ class ConsoleWatcher(Watcher):
 
     def trial(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Print how a trial ended."""
-        self.console.print(_line(record), highlight=False)
+        self.console.print(_line(record), highlight=False, soft_wrap=True)
         if best and best.latency and best.accuracy_valid is not None:
             self._update(best=f"best {best.accuracy_valid:.4f} at {best.latency.ms:.4g} ms")
 

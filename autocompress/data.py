@@ -136,9 +136,9 @@ class Split:
 
     def _slices(self, order: NDArray[np.int64] | None) -> Iterator[Batch]:
         inputs, targets = _as_inputs(self.source[0]), self.source[1]
-        order = np.arange(self.length or 0) if order is None else order
-        for start in range(0, len(order), self.batch_size):
-            index = order[start : start + self.batch_size]
+        for start in range(0, self.length or 0, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            index = part if order is None else order[part]
             yield Batch(map_arrays(inputs, lambda a, i=index: a[i]), map_arrays(targets, lambda a, i=index: a[i]))
 
     def _split(self, batch: Any) -> Batch:
