@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,7 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
     from autocompress.outer_loop import run_search
 
     watcher = ConsoleWatcher(errors if as_json else console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     try:
         with watcher.live():
             result = run_search(task, settings, resume=resume, watcher=watcher)

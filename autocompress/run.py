@@ -76,10 +76,9 @@ class Run:
         for source, plan in plans:
             record = self.run_trial(plan, source)
             if source == baselines.ORIGINAL and record.state == State.FAILED:
-                raise TaskError(
-                    "The original model can be exported, measured and scored",
-                    f"a failure in {record.stage}: {record.error}",
-                )
+                self.folder.discard(record)  # once the task is mended, it has to run again
+                reason = f"a failure in {record.stage}: {record.error}"
+                raise TaskError("The original model can be exported, measured and scored", reason)
 
     def finish(self) -> None:
         """Measure the front anew, side by side, and score it on test.

@@ -40,8 +40,8 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """True where the folder holds a run."""
-        return (self.path / "run.json").is_file()
+        """True where the folder holds a run with at least one trial; without one there is nothing to lose."""
+        return (self.path / "run.json").is_file() and any((self.path / "trials").glob("[0-9]*/record.json"))
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
@@ -57,16 +57,12 @@ class RunFolder:
         Raises:
             RunFolderError: the path holds something that is not a run, or cannot be written.
         """
-        if self.path.exists() and not self.exists:
-            foreign = (
-                [p.name for p in self.path.iterdir() if p.name not in (".lock", "trials")] if self.path.is_dir() else ["a file"]
-            )
+        if self.path.exists() and not (self.path / "run.json").is_file():
+            found = [path.name for path in self.path.iterdir()] if self.path.is_dir() else ["a file"]
+            foreign = sorted(name for name in found if name != "trials" and not name.startswith("."))
             if foreign:
-                raise RunFolderError(
-                    "A new run starts in an empty folder",
-                    f"{self.path} with {', '.join(sorted(foreign)[:3])}",
-                    "Choose another --out.",
-                )
+                received = f"{self.path} with {', '.join(foreign[:3])}"
+                raise RunFolderError("A new run starts in an empty folder", received, "Choose another --out.")
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,6 +168,13 @@ class RunFolder:
     def has_model(self, number: int) -> bool:
         """True where a trial's IR is on disk."""
         return (self.trial(number) / "model.xml").is_file()
+
+    def discard(self, record: TrialRecord) -> None:
+        """Forget a trial."""
+        self.records()
+        assert self._records is not None
+        del self._records[record.number]
+        shutil.rmtree(self.trial(record.number))
 
     def drop_models(self, keep: set[int]) -> None:
         """Remove the models and weights of all trials but those of `keep`; the records stay."""

@@ -32,8 +32,9 @@ class Task:
         calibration: data for calibrating INT8 ranges, in the form of `train`; its targets are not used.
         preprocessing: what the deployed model expects to have been done to its inputs, as plain data (for example
             `{"scale": 1 / 255, "layout": "NCHW"}`). It becomes part of the exported bundle's contract.
-        optimizer: function of the parameters that returns an optimizer. Default: AdamW.
-        learning_rate: the highest rate of the one-cycle schedule.
+        optimizer: function of the parameters that returns an optimizer. Default: SGD with momentum for models with batch
+            norm, AdamW for others.
+        learning_rate: the highest rate of the one-cycle schedule. Default: the optimizer's own.
         epochs: passes over `train` for each candidate.
         distillation: weight of the original model's outputs in the loss, in [0, 1].
         batch_size: samples per batch where the data are arrays.
@@ -56,7 +57,7 @@ class Task:
     calibration: Any = None
     preprocessing: dict[str, Any] | None = None
     optimizer: Callable[[Any], Any] | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     epochs: int = 3
     distillation: float = 0.7
     batch_size: int = 64
@@ -67,7 +68,7 @@ class Task:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise TaskError("epochs is at least 1", self.epochs)
-        if self.learning_rate <= 0:
+        if self.learning_rate is not None and self.learning_rate <= 0:
             raise TaskError("learning_rate is positive", self.learning_rate)
         if not 0 <= self.distillation <= 1:
             raise TaskError("distillation lies in [0, 1]", self.distillation)

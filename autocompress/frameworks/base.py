@@ -25,7 +25,7 @@ class TuneSettings:
     """How long and how hard a candidate is fine-tuned; see `Task` for the meaning of the fields."""
 
     epochs: int
-    learning_rate: float
+    learning_rate: float | None
     distillation: float
     seed: int = 0
 

