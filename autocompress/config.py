@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autocompress.budget import Budget, Drop, parse_duration
 from autocompress.device import Fingerprint, Target
 from autocompress.errors import ConfigError
 
-ModelType = TypeVar("ModelType", bound=BaseModel)
 Objective = Literal["accuracy", "latency", "size", "compressed_size"]
+
+
+def _trade_off(value: list[str]) -> list[str]:
+    if value[:2] != ["accuracy", "latency"] or len(set(value)) != len(value):
+        raise ValueError("objectives start with accuracy, latency; size or compressed_size may follow, each once")
+    return value
+
+
+Objectives = Annotated[list[Objective], AfterValidator(_trade_off)]
+ModelType = TypeVar("ModelType", bound=BaseModel)
 
 
 class FineTuning(BaseModel):
@@ -45,7 +54,7 @@ class CompressionConfig(BaseModel):
     criterion: Literal["l1", "l2"] = "l2"
     storage: Literal["compact", "fast"] = "compact"
     calibration_samples: int = Field(300, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 class Recorded(BaseModel):
@@ -78,7 +87,7 @@ class SearchConfig(CompressionConfig):
     space: str | dict[str, Any] = "int8-prune"
     budget: str | None = None
     max_accuracy_drop: str | float | None = None
-    objectives: list[Objective] | None = None
+    objectives: Objectives | None = None
     max_trials: int | None = Field(None, ge=1)
     max_time: str | None = None
     keep: Literal["front", "all"] = "front"
@@ -93,13 +102,6 @@ class SearchConfig(CompressionConfig):
                 info.field_name
             ](value)
         return str(value) if info.field_name != "max_accuracy_drop" and value is not None else value
-
-    @field_validator("objectives")
-    @classmethod
-    def _trades_off(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and (value[:2] != ["accuracy", "latency"] or len(set(value)) != len(value)):
-            raise ValueError("objectives start with accuracy, latency; size or compressed_size may follow, each once")
-        return value
 
     @property
     def latency_budget(self) -> Budget | None:
@@ -135,6 +137,8 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> SearchConfig:
         *parents, last = dotted.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{parent}' of the configuration is a mapping", repr(place))
         place[last] = value
     return validated(SearchConfig, data)
 
@@ -153,9 +157,19 @@ def validated(model: type[ModelType], data: dict[str, Any]) -> ModelType:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
-            raise ConfigError(f"Unknown key '{place}'", None, f"Known keys: {known}.") from error
+            raise ConfigError(
+                f"Unknown key '{place}'", None, f"Known keys: {', '.join(_known_keys(model, first['loc']))}."
+            ) from error
         raise ConfigError(f"{place}: {first['msg']}", repr(first["input"])) from error
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the mapping that holds the place of an error."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
 
 
 def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:

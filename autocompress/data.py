@@ -87,7 +87,10 @@ class Split:
     @property
     def is_arrays(self) -> bool:
         """True for a pair (inputs, targets) of whole arrays."""
-        return isinstance(self.source, tuple | list) and len(self.source) == 2 and all(map(_is_whole, self.source))
+        if not isinstance(self.source, tuple | list) or len(self.source) != 2:
+            return False
+        batches = isinstance(self.source, list) and any(isinstance(part, tuple | list | Mapping) for part in self.source)
+        return not batches and all(map(_is_whole, self.source))
 
     def batches(self, order: NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """The batches, in `order` (indices of samples; whole arrays only)."""
@@ -119,7 +122,7 @@ class Split:
         """Samples, where that is known without reading them."""
         if self.is_arrays:
             return len(_arrays(_as_inputs(self.source[0]))[0])
-        dataset = getattr(self.source, "dataset", self.source)
+        dataset: Any = getattr(self.source, "dataset", None)
         return len(dataset) if hasattr(dataset, "__len__") else None
 
     def digest(self) -> str:
@@ -136,7 +139,8 @@ class Split:
 
     def _slices(self, order: NDArray[np.int64] | None) -> Iterator[Batch]:
         inputs, targets = _as_inputs(self.source[0]), self.source[1]
-        for start in range(0, self.length or 0, self.batch_size):
+        count = (self.length or 0) if order is None else len(order)
+        for start in range(0, count, self.batch_size):
             part = slice(start, start + self.batch_size)
             index = part if order is None else order[part]
             yield Batch(map_arrays(inputs, lambda a, i=index: a[i]), map_arrays(targets, lambda a, i=index: a[i]))

@@ -50,7 +50,7 @@ def near_front(
 ) -> list[TrialRecord]:
     """The complete trials that could be on the front if their latency were `slack` lower: a margin for measuring again."""
     complete = [record for record in records if record.state == State.COMPLETE]
-    points = np.array([costs(record, objectives, metric) for record in complete]).reshape(len(complete), -1)
+    points = np.array([costs(record, objectives, metric) for record in complete]).reshape(len(complete), len(objectives))
     latency = objectives.index("latency")
     near = []
     for i, record in enumerate(complete):

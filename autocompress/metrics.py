@@ -27,13 +27,14 @@ class Metric:
         Raises:
             TaskError: it is not a finite number.
         """
-        value = float(self.function(predictions, targets))
+        returned = self.function(predictions, targets)
+        try:
+            value = float(returned)
+        except (TypeError, ValueError):
+            value = float("nan")
         if not np.isfinite(value):
-            raise TaskError(
-                f"The metric {self.name} returns a finite number",
-                value,
-                "Check the metric, the model's output and the data.",
-            )
+            remedy = "Check the metric, the model's output and the data."
+            raise TaskError(f"The metric {self.name} returns a finite number", repr(returned), remedy)
         return value
 
     def gain(self, value: float) -> float:
@@ -78,6 +79,10 @@ def resolve_metric(metric: str | Callable[[Any, Any], float], direction: Directi
     if isinstance(metric, str):
         if metric not in METRICS:
             raise TaskError(f"A metric is one of {', '.join(METRICS)} or a function of (predictions, targets)", repr(metric))
+        if direction not in (None, METRICS[metric].direction):
+            raise TaskError(
+                f"The metric {metric} has the direction {METRICS[metric].direction}", repr(direction), "Leave direction out."
+            )
         return METRICS[metric]
     if not callable(metric):
         raise TaskError("A metric is a name or a function of (predictions, targets)", type(metric).__name__)

@@ -43,6 +43,9 @@ class LayerPolicy:
         _check_choice("weights", self.weights, WEIGHT_BITS)
         _check_choice("activations", self.activations, ACTIVATION_BITS)
         _check_fraction("sparsity", self.sparsity)
+        for name in ("weights", "activations"):
+            bits = getattr(self, name)
+            object.__setattr__(self, name, bits if bits == FLOAT else int(bits))
         object.__setattr__(self, "sparsity", _canonical_fraction(self.sparsity))
         if self.activations != FLOAT and self.weights == FLOAT:
             raise PolicyError(
@@ -123,14 +126,15 @@ class Policy:
         if not isinstance(data, Mapping) or not set(data) <= {"pruning", "layers"}:
             raise PolicyError(
                 "A policy is a mapping with the keys pruning and layers",
-                sorted(data) if isinstance(data, Mapping) else type(data).__name__,
+                sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__,
                 'Write {"pruning": {GROUP: RATIO}, "layers": {LAYER: {"weights": 8, "activations": 8}}}.',
             )
         pruning, layers = data.get("pruning") or {}, data.get("layers") or {}
         for name, part in (("pruning", pruning), ("layers", layers)):
             if not isinstance(part, Mapping):
                 raise PolicyError(f"'{name}' of a policy is a mapping", repr(part))
-        return cls(pruning, {name: _layer_from_dict(name, layer) for name, layer in layers.items()})
+        ratios = {str(name): ratio for name, ratio in pruning.items()}  # YAML reads the "0" of an nn.Sequential as a number
+        return cls(ratios, {str(name): _layer_from_dict(str(name), layer) for name, layer in layers.items()})
 
     @classmethod
     def from_json(cls, text: str) -> Policy:
@@ -168,7 +172,7 @@ class Policy:
 def _layer_from_dict(name: str, data: Any) -> LayerPolicy:
     known = set(LayerPolicy.__dataclass_fields__)
     if not isinstance(data, Mapping) or not set(data) <= known:
-        received = sorted(set(data) - known) if isinstance(data, Mapping) else repr(data)
+        received = sorted(map(str, set(data) - known)) if isinstance(data, Mapping) else repr(data)
         raise PolicyError(f"Layer {name} of a policy takes the keys {', '.join(sorted(known))}", received)
     return LayerPolicy(**data)
 
@@ -184,7 +188,7 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 def _canonical_fraction(value: float) -> float:
-    return round(float(value), 6)
+    return min(round(float(value), 6), 0.999999)
 
 
 def _listed(choices: tuple[Bits, ...]) -> str:

@@ -143,8 +143,9 @@ class RunFolder:
             RunFolderError: a record is damaged.
         """
         if self._records is None:
-            paths = sorted((self.path / "trials").glob("[0-9]*/record.json"))
-            self._records = {record.number: record for record in map(_read_record, paths)}
+            paths = (self.path / "trials").glob("[0-9]*/record.json")
+            found = sorted(map(_read_record, paths), key=lambda record: record.number)
+            self._records = {record.number: record for record in found}
         return list(self._records.values())
 
     def open_trial(self, plan: Plan, source: str) -> TrialRecord:
@@ -193,6 +194,8 @@ class RunFolder:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            if link.is_dir() and not link.is_symlink():  # a copy that followed the link
+                link.rename(self.path / f".best-copy-{uuid.uuid4().hex[:6]}")
             temporary.symlink_to(folder.name)
             os.replace(temporary, link)
         for old in self.path.glob(".best-*"):

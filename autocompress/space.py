@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from autocompress.config import Objective, read_yaml_mapping, validated
+from autocompress.config import Objectives, read_yaml_mapping, validated
 from autocompress.errors import ConfigError, SpaceError
 from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
 from autocompress.structure import Group, Structure
@@ -86,7 +86,7 @@ class SpaceSpec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     description: str = ""
-    objectives: list[Objective] = ["accuracy", "latency"]
+    objectives: Objectives = ["accuracy", "latency"]
     channel_step: int = Field(8, ge=1)
     pruning: list[PruningRule] = []
     precision: list[PrecisionRule] = []
@@ -168,18 +168,20 @@ def load_space_spec(source: str | Mapping[str, Any]) -> SpaceSpec:
     Raises:
         SpaceError: neither a preset nor a file, or an unknown key, or a value outside its range.
     """
-    if isinstance(source, Mapping):
-        data = dict(source)
-    else:
-        preset, path = PRESETS / f"{source}.yaml", Path(source)
-        if not preset.is_file() and not path.is_file():
-            raise SpaceError("A search space is a preset or a YAML file", repr(source), f"Presets: {', '.join(preset_names())}.")
-        data = read_yaml_mapping(preset if preset.is_file() else path, "search-space")
     try:
-        spec = validated(SpaceSpec, data)
+        return validated(SpaceSpec, _space_data(source))
     except ConfigError as error:
-        raise SpaceError(f"Search space {source if isinstance(source, str) else ''}: {error}".rstrip(".")) from error
-    return spec
+        name = source if isinstance(source, str) else "given as a mapping"
+        raise SpaceError(f"Search space {name}: {str(error).rstrip('.')}") from error
+
+
+def _space_data(source: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    preset, path = PRESETS / f"{source}.yaml", Path(source)
+    if not preset.is_file() and not path.is_file():
+        raise SpaceError("A search space is a preset or a YAML file", repr(source), f"Presets: {', '.join(preset_names())}.")
+    return read_yaml_mapping(preset if preset.is_file() else path, "search-space")
 
 
 def preset_names() -> list[str]:
@@ -191,14 +193,16 @@ def build_space(spec: SpaceSpec, structure: Structure) -> SearchSpace:
     """The decisions of a spec for a model.
 
     Raises:
-        SpaceError: a pattern matches nothing, or nothing is left to decide.
+        SpaceError: a pattern matches nothing.
         PolicyError: a bit-width that cannot be executed yet.
     """
     notes: list[str] = []
     decisions = [
         *_pruning_decisions(spec, structure, notes),
         *_layer_decisions("bits", spec.precision, structure, _bit_choices),
-        *_layer_decisions("sparsity", spec.sparsity, structure, lambda rule: tuple(sorted(set(rule.levels)))),
+        *_layer_decisions(
+            "sparsity", spec.sparsity, structure, lambda rule: tuple(sorted({round(level, 6) for level in rule.levels}))
+        ),
     ]
     neutral = {"prune": 0.0, "bits": (FLOAT, FLOAT), "sparsity": 0.0}
     open_decisions = tuple(d for d in decisions if len(d.choices) > 1)

@@ -115,7 +115,7 @@ def load_task(reference: str | Path) -> Task:
         task = found() if callable(found) and not isinstance(found, Task) else found
     except TaskError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"{path_text} makes a task", f"{type(error).__name__}: {error}", "Run the file by itself to see where."
         ) from error

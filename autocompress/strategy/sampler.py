@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ MUTATION_SHARE = 0.6
 """Fraction of proposals that are mutations. In a measured comparison mutation found more of the front in few trials than TPE."""
 MAX_CHANGES = 3
 ATTEMPTS = 100
+ENUMERABLE = 10_000
 
 
 class FrontMutationSampler(BaseSampler):
@@ -57,16 +60,26 @@ class FrontMutationSampler(BaseSampler):
         self._tpe.reseed_rng()
 
     def _mutated(self, point: dict[str, Any], space: dict[str, BaseDistribution], tried: set[Any]) -> dict[str, Any]:
-        """A neighbour that was not tried: a few decisions moved by one step, further away the longer it takes to find one."""
+        """A point near this one that was not tried: a walk of steps that each move a few decisions by one.
+
+        In a small space that is nearly used up the walk may not find one; then any point that is left is taken.
+        """
         neighbour = dict(point)
-        for attempt in range(ATTEMPTS):
-            neighbour = dict(point)
-            changes = min(len(space), int(self._generator.integers(1, MAX_CHANGES + 1)) + attempt // 20)
+        for _ in range(ATTEMPTS):
+            changes = min(len(space), int(self._generator.integers(1, MAX_CHANGES + 1)))
             for name in self._generator.choice(sorted(space), size=changes, replace=False):
                 neighbour[name] = self._moved(neighbour[name], space[name])
             if self._point(neighbour) not in tried:
-                break
-        return neighbour
+                return neighbour
+        return self._any_left(space, tried) or neighbour
+
+    def _any_left(self, space: dict[str, BaseDistribution], tried: set[Any]) -> dict[str, Any] | None:
+        choices = [range(d.low, d.high + 1) for d in space.values() if isinstance(d, IntDistribution)]
+        if math.prod(map(len, choices)) > ENUMERABLE:
+            return None
+        points = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
+        left = [point for point in points if self._point(point) not in tried]
+        return left[self._generator.integers(len(left))] if left else None
 
     def _moved(self, value: int, distribution: BaseDistribution) -> int:
         assert isinstance(distribution, IntDistribution)

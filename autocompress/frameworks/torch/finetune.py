@@ -107,7 +107,7 @@ def _batch_count(task: Task) -> int:
 def _default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """SGD for networks with batch norm, AdamW for others.
 
-    On ResNet-8 with 75 % of the channels pruned, three epochs of this SGD gave .930, of AdamW .852 to .924, depending on its rate.
+    On ResNet-8 with 75 % of the channels pruned, three epochs of this SGD gave .930, of AdamW .852 to .924 by its rate.
     """
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         return torch.optim.SGD(model.parameters(), SGD_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -1,0 +1,75 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import searches
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tiny models gain nothing from more threads, and on a busy machine waiting for a second one costs a hundredfold."""
+os.environ.setdefault("MPLBACKEND", "agg")
+
+settings.register_profile("autocompress", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("autocompress")
+"""A loaded machine does not fail a property, and what fails once fails again."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_measurements() -> Iterator[None]:
+    """Searches in tests measure a model for at most a quarter of a second; a user's for two."""
+    from autocompress.target import meter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meter, "MAX_SECONDS", 0.25)
+        patch.setattr(meter, "ROUND_SECONDS", 1e-3)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _patterns_once() -> Iterator[None]:
+    """NNCF unites the same graph patterns anew for every model, which takes longer than all else it does to a tiny one."""
+    from nncf.common.graph.patterns.manager import PatternsManager
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get_full_hw_pattern_graph", "get_full_ignored_pattern_graph"):
+            patch.setattr(PatternsManager, name, staticmethod(functools.cache(getattr(PatternsManager, name))))
+        yield
+
+
+@pytest.fixture
+def steady_meter(_patterns_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies without noise, for tests in which a budget has to separate two models."""
+    for module in ("trial", "setup"):
+        monkeypatch.setattr(f"autocompress.{module}.measure", searches.fake_measure)
+    monkeypatch.setattr("autocompress.trial.reference_latency_ms", lambda compiled: 1.0)
+
+
+@pytest.fixture(scope="session")
+def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task file: the trained residual net on 200 digits of each split."""
+    return searches.write_task(tmp_path_factory.mktemp("task") / "digits_task.py", "task = models.search_task()")
+
+
+@pytest.fixture(scope="session")
+def finished(_patterns_once: None, task_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search, made once with the command line and measured on this machine. Copy it to change it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    config = searches.write_config(task_file.with_name("config.yaml"), calibration_samples=20)
+    options = ("--config", config, "--budget", "3x", "--trials", "2", "--max-accuracy-drop", "0.5", "--keep", "all")
+    outcome = searches.cli("search", task_file, "--out", out, *options)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished search, to resume or to damage."""
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"

@@ -1,0 +1,333 @@
+"""What every framework does for a task, whatever its model looks like. A new framework adds a `Cases` of its own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Protocol
+
+import models
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import autocompress as ac
+from autocompress.data import Inputs
+from autocompress.device import Target
+from autocompress.errors import ConversionError, DivergedError, TaskError
+from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
+from autocompress.frameworks.torch.calls import call, outputs_of, tensors
+from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.target.evaluate import evaluate, feed, predict
+from autocompress.target.precision import heavy_nodes
+from autocompress.target.runtime import compile_for_latency, compile_for_throughput
+
+F32 = Target(precision="f32")
+
+
+class Cases(Protocol):
+    """The models of a framework, by what is particular about them."""
+
+    framework: Framework
+
+    def task(self, kind: str, **options: Any) -> ac.Task:
+        """A task with few samples and a model of this kind."""
+        ...
+
+    def trained_task(self, **options: Any) -> ac.Task:
+        """A residual net at about 97 % of the digits."""
+        ...
+
+    def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
+        """The outputs of the framework itself, in order."""
+        ...
+
+
+class TorchCases:
+    framework = TorchFramework()
+
+    def task(self, kind: str, **options: Any) -> ac.Task:
+        if kind in models.CLASSIFIERS:
+            return models.small_task(models.build(kind), **options)
+        data = models.digits()["valid"]
+        if kind in ("two inputs", "named inputs"):
+            data = models.halves(data, named=kind == "named inputs")
+            options = {"train": data, "valid": data} | options
+            return models.small_task(models.seeded(models.TwoInputs), **options)
+        if kind in ("two outputs", "dict output"):
+            options = {"loss": _classes_and_brightness, "metric": _classes_right, "direction": "maximize"} | options
+            return models.small_task(models.seeded(models.TwoOutputs, kind == "dict output"), **options)
+        assert kind == "regression"
+        parts = models.diabetes()
+        options = {"metric": "mse", "train": parts["train"], "valid": parts["valid"]} | options
+        return models.small_task(models.seeded(models.Regressor), **options)
+
+    def trained_task(self, **options: Any) -> ac.Task:
+        return models.digits_task(models.resnet(), **options)
+
+    def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
+        with torch.no_grad():
+            return [output.numpy() for output in outputs_of(call(model.eval(), tensors(inputs)))]
+
+
+def _classes_and_brightness(outputs: Any, classes: torch.Tensor) -> torch.Tensor:
+    logits, brightness = outputs_of(outputs)
+    return torch.nn.functional.cross_entropy(logits, classes) + (brightness**2).mean()
+
+
+def _classes_right(predictions: Any, classes: NDArray[Any]) -> float:
+    return float((predictions[0].argmax(1) == classes).mean())
+
+
+KINDS = (
+    "conv",
+    "resnet",
+    "flatten",
+    "mlp",
+    "sequential",
+    "separable",
+    "grouped",
+    "transposed",
+    "conv1d",
+    "squeeze-excite",
+    "shared",
+    "two inputs",
+    "named inputs",
+    "two outputs",
+    "dict output",
+    "regression",
+)
+SETTINGS = TuneSettings(epochs=1, learning_rate=5e-3, distillation=0.5)
+
+
+@pytest.fixture(scope="module", params=[TorchCases], ids=["torch"])
+def cases(request: pytest.FixtureRequest) -> Cases:
+    return request.param()
+
+
+def first_inputs(task: ac.Task, count: int = 1) -> Inputs:
+    return next(iter(task.splits["valid"].numpy())).map(lambda array: array[:count]).inputs
+
+
+def mixed_policy(cases: Cases, task: ac.Task) -> ac.Policy:
+    """Something of everything: every group halved, 4 bits and half of the weights zero."""
+    structure = cases.framework.inspect(task)
+    layer = ac.LayerPolicy(4, 8, 0.5)
+    return ac.Policy({group.name: 0.5 for group in structure.groups}, {one.name: layer for one in structure.layers})
+
+
+def compressed(cases: Cases, task: ac.Task, policy: ac.Policy) -> Candidate:
+    return cases.framework.compress(task, policy, "l2")
+
+
+def converted_outputs(cases: Cases, task: ac.Task, candidate: Candidate, batch: int = 1) -> list[NDArray[Any]]:
+    compiled = compile_for_latency(cases.framework.to_openvino(task, candidate, batch).model, F32)
+    found = predict(compiled, [(first_inputs(task, batch), batch)])
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def silent(fraction: float) -> None:
+    """A progress callback that does nothing."""
+
+
+def test_the_framework_is_recognised_by_its_models(cases: Cases) -> None:
+    assert framework_of(cases.task("conv").model).name == cases.framework.name
+
+
+def test_a_model_of_no_framework_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"torch\.nn\.Module.*dict"):
+        framework_of({})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_with_a_weight_is_found_with_its_work(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    layers = cases.framework.inspect(task).layers
+    assert len({layer.name for layer in layers}) == len(layers) >= 2
+    assert all(layer.macs >= np.prod(layer.weight_shape) / layer.weight_shape[0] for layer in layers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_identity_policy_changes_no_output(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    candidate = compressed(cases, task, ac.Policy())
+    inputs = first_inputs(task, 8)
+    for actual, expected in zip(cases.outputs(candidate.model, inputs), cases.outputs(task.model, inputs), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_group_and_layer_can_be_compressed_at_once(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    candidate = compressed(cases, task, mixed_policy(cases, task))
+    inputs = first_inputs(task, 8)
+    shapes = [output.shape for output in cases.outputs(candidate.model, inputs)]
+    assert shapes == [output.shape for output in cases.outputs(task.model, inputs)]
+    whole = {layer.name: layer.macs for layer in cases.framework.inspect(task).layers}
+    assert candidate.macs.keys() == whole.keys()
+    assert sum(candidate.macs.values()) < sum(whole.values())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_converted_model_gives_the_frameworks_outputs(cases: Cases, kind: str, batch: int) -> None:
+    task = cases.task(kind)
+    candidate = compressed(cases, task, ac.Policy())
+    expected = cases.outputs(task.model, first_inputs(task, batch))
+    for actual, wanted in zip(converted_outputs(cases, task, candidate, batch), expected, strict=True):
+        assert np.abs(actual - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_converted_layers_carry_the_frameworks_names(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    converted = cases.framework.to_openvino(task, compressed(cases, task, mixed_policy(cases, task)), 1)
+    names = {layer.name for layer in cases.framework.inspect(task).layers}
+    assert set(heavy_nodes(converted.model)) == names
+    assert set(converted.grids) == names
+
+
+def test_a_layer_that_is_called_twice_is_two_nodes_of_one_name(cases: Cases) -> None:
+    task = cases.task("shared")
+    converted = cases.framework.to_openvino(task, compressed(cases, task, ac.Policy()), 1)
+    assert {name: len(nodes) for name, nodes in heavy_nodes(converted.model).items()} == {"first": 1, "shared": 2, "last": 1}
+
+
+def test_named_inputs_reach_the_inputs_of_their_names(cases: Cases) -> None:
+    task = cases.task("named inputs")
+    compiled = compile_for_latency(cases.framework.to_openvino(task, compressed(cases, task, ac.Policy()), 1).model, F32)
+    inputs = first_inputs(task)
+    swapped = {"upper": inputs["lower"], "lower": inputs["upper"]}
+    (expected,) = cases.outputs(task.model, swapped)
+    np.testing.assert_allclose(predict(compiled, [(swapped, 1)]), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConversionError, match=r"inputs upper, lower, not middle|inputs .*, not middle"):
+        feed(compiled, {"middle": inputs["lower"]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded_exactly(cases: Cases, kind: str, tmp_path: Path) -> None:
+    task = cases.task(kind)
+    policy = mixed_policy(cases, task)
+    tuned, fresh = compressed(cases, task, policy), compressed(cases, task, policy)
+    cases.framework.fine_tune(task, tuned, SETTINGS, silent)
+    cases.framework.save(tuned, tmp_path / "weights.safetensors")
+    inputs = first_inputs(task, 8)
+    assert any((a != b).any() for a, b in zip(*(cases.outputs(c.model, inputs) for c in (tuned, fresh)), strict=True))
+    cases.framework.load(fresh, tmp_path / "weights.safetensors")
+    for actual, expected in zip(cases.outputs(fresh.model, inputs), cases.outputs(tuned.model, inputs), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    for actual, expected in zip(*(converted_outputs(cases, task, c) for c in (fresh, tuned)), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_save_that_fails_leaves_no_file(cases: Cases, tmp_path: Path) -> None:
+    task = cases.task("mlp")
+    with pytest.raises(Exception, match=r"."):
+        cases.framework.save(compressed(cases, task, ac.Policy()), tmp_path / "missing" / "weights.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_file_holds_no_pickle(cases: Cases, tmp_path: Path) -> None:
+    cases.framework.save(compressed(cases, cases.task("mlp"), ac.Policy()), tmp_path / "weights.safetensors")
+    header = (tmp_path / "weights.safetensors").read_bytes()
+    assert header[8:9] == b"{"
+    assert list(tmp_path.iterdir()) == [tmp_path / "weights.safetensors"]
+
+
+def scored(cases: Cases, task: ac.Task, candidate: Candidate) -> float:
+    model = cases.framework.to_openvino(task, candidate, 1).model
+    return evaluate(compile_for_throughput(model, F32), task.splits["valid"], task.scorer)
+
+
+def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:
+    task = cases.trained_task(learning_rate=1e-2)
+    structure = cases.framework.inspect(task)
+    policy = ac.Policy({g.name: 0.5 for g in structure.groups}, {one.name: ac.LayerPolicy(4, 8) for one in structure.layers})
+    candidate = compressed(cases, task, policy)
+    original, before = scored(cases, task, compressed(cases, task, ac.Policy())), scored(cases, task, candidate)
+    seen: list[float] = []
+    cases.framework.fine_tune(task, candidate, TuneSettings(3, 1e-2, 0.5), seen.append)
+    after = scored(cases, task, candidate)
+    assert before < 0.6 < 0.9 < after
+    assert original >= 0.95
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["regression", "two outputs", "dict output", "named inputs"])
+def test_fine_tuning_lowers_the_loss(cases: Cases, kind: str, distillation: float) -> None:
+    task = cases.task(kind)
+    candidate = compressed(cases, task, mixed_policy(cases, task))
+    inputs = first_inputs(task, 32)
+    taught = cases.outputs(task.model, inputs)
+
+    def distance() -> float:
+        return sum(float(((a - b) ** 2).mean()) for a, b in zip(cases.outputs(candidate.model, inputs), taught, strict=True))
+
+    before = copy.deepcopy(candidate.model), distance()
+    cases.framework.fine_tune(task, candidate, TuneSettings(6, 1e-2, distillation), silent)
+    if distillation == 1.0:
+        assert distance() < before[1]
+    else:
+        assert _own_loss(cases, task, candidate.model) < _own_loss(cases, task, before[0])
+
+
+def _own_loss(cases: Cases, task: ac.Task, model: Any) -> float:
+    batch = next(iter(task.splits["train"].numpy()))
+    outputs = cases.outputs(model, batch.inputs)
+    if task.scorer.name == "mse":
+        return task.scorer(outputs[0], batch.targets)
+    logits = outputs[0] - outputs[0].max(1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), batch.targets] - np.log(np.exp(logits).sum(1))
+    return float(-chosen.mean() + (np.mean(outputs[1] ** 2) if len(outputs) > 1 else 0.0))
+
+
+def test_fine_tuning_is_repeatable(cases: Cases) -> None:
+    task = cases.task("resnet")
+    policy = mixed_policy(cases, task)
+    twice = [compressed(cases, task, policy) for _ in range(2)]
+    for candidate in twice:
+        cases.framework.fine_tune(task, candidate, SETTINGS, silent)
+    first, second = (cases.outputs(candidate.model, first_inputs(task, 8))[0] for candidate in twice)
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_ends_fine_tuning_clearly(cases: Cases) -> None:
+    task = cases.task("conv", loss=lambda outputs, targets: outputs.sum() * float("nan"))
+    with pytest.raises(DivergedError, match=r"nan after 0 of 1 steps.*learning_rate"):
+        cases.framework.fine_tune(task, compressed(cases, task, ac.Policy({"conv1": 0.5})), SETTINGS, silent)
+
+
+def test_a_users_own_loop_trains_the_candidate_beside_the_original(cases: Cases) -> None:
+    calls: list[tuple[Any, Any, int]] = []
+
+    def own(model: Any, *, teacher: Any, epochs: int) -> None:
+        calls.append((model, teacher, epochs))
+
+    task = cases.task("conv", fine_tune=own)
+    candidate = compressed(cases, task, ac.Policy({"conv1": 0.5}))
+    cases.framework.fine_tune(task, candidate, TuneSettings(7, 1e-3, 0.5), silent)
+    ((model, teacher, epochs),) = calls
+    assert model is candidate.model
+    assert epochs == 7
+    inputs = first_inputs(task, 4)
+    np.testing.assert_array_equal(cases.outputs(teacher, inputs)[0], cases.outputs(task.model, inputs)[0])
+
+
+def test_batches_of_one_sample_do_not_ruin_the_model(cases: Cases) -> None:
+    task = cases.trained_task(batch_size=1, train=tuple(array[:40] for array in models.digits()["train"]))
+    candidate = compressed(cases, task, ac.Policy({}, {"fc": ac.LayerPolicy(8, 8)}))
+    cases.framework.fine_tune(task, candidate, TuneSettings(1, 1e-5, 0.5), silent)
+    assert scored(cases, task, candidate) > 0.9
+
+
+def test_the_digest_knows_the_weights_and_the_architecture(cases: Cases) -> None:
+    digest = cases.framework.digest
+    task = cases.task("conv")
+    assert digest(task) == digest(cases.task("conv"))
+    assert digest(task) != digest(cases.task("resnet"))
+    tuned = compressed(cases, task, ac.Policy())
+    cases.framework.fine_tune(task, tuned, SETTINGS, silent)
+    assert digest(models.small_task(tuned.model)) != digest(task)

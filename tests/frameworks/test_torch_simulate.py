@@ -1,0 +1,178 @@
+"""The simulation of low bits and zeros against the NumPy grids, and its removal."""
+
+from __future__ import annotations
+
+import copy
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import autocompress as ac
+from autocompress import grids
+from autocompress.frameworks.torch.prune import HEAVY
+from autocompress.frameworks.torch.simulate import SimulatedInput, SimulatedWeight, settle, simulate
+
+IMAGES = models.digits()["valid"][0][:16]
+BITS = [8, 7, 4, 3, 2]
+
+
+def simulated(name: str, layer: ac.LayerPolicy) -> nn.Module:
+    """A model with one policy for all its layers, its input ranges seen on one batch."""
+    model = models.build(name)
+    heavy = {name: layer for name, module in model.named_modules() if isinstance(module, HEAVY)}
+    simulate(model, ac.Policy({}, heavy))
+    model.train()
+    for module in model.modules():
+        module.training = isinstance(module, SimulatedInput)  # only these look at the batch
+    model(IMAGES)
+    return model.eval()
+
+
+def oracle(weight: np.ndarray, bits: int, sparsity: float, axis: int = 0) -> np.ndarray:
+    """The grid in NumPy: zeros first, then codes times steps."""
+    kept = weight * grids.largest_magnitudes(weight, sparsity)
+    step = grids.steps(kept, bits, axis)
+    return grids.quantize(kept, step, bits) * step
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("bits", BITS)
+def test_the_simulated_weight_is_the_oracles(bits: int, sparsity: float) -> None:
+    weight = torch.randn(12, 5, 3, 3, generator=torch.Generator().manual_seed(1))
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8, sparsity), axis=0)
+    np.testing.assert_allclose(simulation(weight).numpy(), oracle(weight.numpy(), bits, sparsity), rtol=1e-5, atol=1e-7)
+    codes = simulation.codes(weight).numpy()
+    assert np.abs(codes).max() == grids.largest_code(bits)
+    assert np.mean(codes == 0) >= sparsity
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_transposed_convolution_has_a_step_per_output_channel(bits: int) -> None:
+    weight = models.build("transposed").up.weight.detach()  # (inputs, outputs, height, width)
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8), axis=1)
+    np.testing.assert_allclose(simulation(weight).numpy(), oracle(weight.numpy(), bits, 0.0, axis=1), rtol=1e-5, atol=1e-7)
+    assert simulation.step(weight).shape == (1, 8, 1, 1)
+
+
+def test_the_grid_follows_the_weight_while_it_trains() -> None:
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(4, 8), axis=0)
+    torch.testing.assert_close(simulation(3 * weight), 3 * simulation(weight))
+    assert torch.equal(simulation.codes(3 * weight), simulation.codes(weight))
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(4, 3), torch.eye(4)[:, :3], torch.tensor([[1e-20, -1e-20], [1e15, 1.0]])])
+def test_weights_of_zero_or_of_extreme_size_stay_finite(weight: torch.Tensor) -> None:
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(4, 8), axis=0)
+    assert torch.isfinite(simulation(weight)).all()
+    assert (simulation(torch.zeros_like(weight)) == 0).all()
+
+
+@pytest.mark.parametrize("bits", ["float", *BITS])
+def test_the_gradient_passes_straight_through_where_a_weight_is_kept(bits: int | str) -> None:
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, sparsity=0.4), axis=0)
+    upstream = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
+    (simulation(weight) * upstream).sum().backward()
+    kept = grids.largest_magnitudes(weight.detach().numpy(), 0.4)
+    np.testing.assert_allclose(weight.grad.numpy(), upstream.numpy() * kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", ["float", 8, 2])
+def test_zeros_stay_zeros_through_training_steps(bits: int | str) -> None:
+    model = models.build("conv")
+    simulate(model, ac.Policy({}, {"conv2": ac.LayerPolicy(bits, sparsity=0.5)}))
+    before = model.conv2.weight.detach().clone()
+    zero = grids.largest_magnitudes(model.conv2.parametrizations["weight"].original.detach().numpy(), 0.5) == 0
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(IMAGES), models.digits()["valid"][1][:16]).backward()
+        optimizer.step()
+    after = model.conv2.weight.detach()
+    assert zero.mean() == 0.5
+    assert (after.numpy()[zero] == 0).all()
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("bits", ["float", *BITS])
+@pytest.mark.parametrize("name", ["conv", "transposed", "grouped", "conv1d", "sequential"])
+def test_a_settled_model_is_plain_and_gives_the_same_outputs(name: str, bits: int | str) -> None:
+    model = simulated(name, ac.LayerPolicy(bits, "float", 0.25))
+    plain = copy.deepcopy(model)
+    codes = settle(plain)
+    with torch.no_grad():
+        assert torch.equal(plain(IMAGES), model(IMAGES))
+    reference = models.build(name)
+    assert plain.state_dict().keys() == reference.state_dict().keys()
+    assert [type(module) for module in plain.modules()] == [type(module) for module in reference.modules()]
+    assert set(codes) == (set() if bits == "float" else {n for n, m in reference.named_modules() if isinstance(m, HEAVY)})
+
+
+def test_the_returned_codes_times_a_step_are_the_settled_weights() -> None:
+    plain = simulated("separable", ac.LayerPolicy(4, 8))
+    for name, grid in settle(plain).items():
+        weight = plain.get_submodule(name).weight.detach().numpy()
+        flat, codes = weight.reshape(len(weight), -1), grid.codes.reshape(len(weight), -1).astype(np.float32)
+        step = np.abs(flat).max(1) / np.maximum(np.abs(codes).max(1), 1)
+        np.testing.assert_allclose(codes * step[:, None], flat, rtol=1e-5, atol=1e-7)
+
+
+def test_settling_a_copy_leaves_the_source_alone() -> None:
+    model = simulated("conv", ac.LayerPolicy(2, 8, 0.5))
+    with torch.no_grad():
+        before, state = model(IMAGES), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        settle(copy.deepcopy(model))
+        assert torch.equal(model(IMAGES), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    model.train()
+    model(IMAGES).sum().backward()
+    assert model.conv1.parametrizations["weight"].original.grad is not None
+
+
+def test_settling_takes_the_input_quantizers_off() -> None:
+    model = simulated("conv", ac.LayerPolicy(8, 8))
+    plain = copy.deepcopy(model)
+    settle(plain)
+    assert not any(isinstance(module, SimulatedInput) for module in plain.modules())
+    large = 100 * IMAGES  # far outside the quantizers' ranges, which would clip it
+    with torch.no_grad():
+        assert (plain(large) - model(large)).abs().max() > 1
+
+
+def test_a_range_moves_in_training_and_stands_still_in_evaluation() -> None:
+    quantizer = SimulatedInput()
+    quantizer.train()(torch.tensor([-1.0, 3.0]))
+    assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, 3.0)
+    quantizer(torch.tensor([-1.0, 23.0]))
+    assert quantizer.high.item() == pytest.approx(3 + 0.05 * 20)
+    seen = quantizer.high.item()
+    quantizer.eval()(torch.tensor([-50.0, 50.0]))
+    assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, seen)
+
+
+def test_an_input_lies_on_256_levels_that_hold_zero() -> None:
+    quantizer = SimulatedInput()
+    value = torch.linspace(-1.3, 2.7, 5001)
+    result = quantizer.train()(value)
+    step = 4.0 / 255
+    assert len(result.unique()) <= 256
+    assert (result - value).abs().max() <= step * 0.501 + 0.5 * step  # half a step, and the shift that puts zero on a level
+    assert quantizer(torch.zeros(1)).item() == 0
+
+
+def test_an_input_that_was_never_seen_passes_unchanged() -> None:
+    value = torch.randn(7)
+    assert torch.equal(SimulatedInput().eval()(value), value)
+
+
+def test_the_gradient_of_an_input_passes_inside_the_range_only() -> None:
+    quantizer = SimulatedInput()
+    quantizer.train()(torch.tensor([-1.0, 1.0]))
+    value = torch.tensor([-5.0, 0.5, 5.0], requires_grad=True)
+    quantizer.eval()(value).sum().backward()
+    assert value.grad.tolist() == [0.0, 1.0, 0.0]
