@@ -46,9 +46,7 @@ def _patterns_once() -> Iterator[None]:
 @pytest.fixture
 def steady_meter(_patterns_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies without noise, for tests in which a budget has to separate two models."""
-    for module in ("trial", "setup"):
-        monkeypatch.setattr(f"autocompress.{module}.measure", searches.fake_measure)
-    monkeypatch.setattr("autocompress.trial.reference_latency_ms", lambda compiled: 1.0)
+    searches.steady_meter(monkeypatch)
 
 
 @pytest.fixture(scope="session")

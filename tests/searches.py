@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import openvino as ov
+import pytest
 import yaml
 
 from autocompress.record import Latency, TrialRecord
@@ -104,6 +105,13 @@ def candidates(folder: Path | str) -> list[TrialRecord]:
 def run_json(folder: Path | str) -> dict[str, Any]:
     """What belongs to the whole run."""
     return dict(json.loads((Path(folder) / "run.json").read_text()))
+
+
+def steady_meter(patch: pytest.MonkeyPatch) -> None:
+    """Measure with `fake_measure`."""
+    for module in ("trial", "setup"):
+        patch.setattr(f"autocompress.{module}.measure", fake_measure)
+    patch.setattr("autocompress.trial.reference_latency_ms", lambda compiled: 1.0)
 
 
 def fake_measure(

@@ -70,11 +70,8 @@ TASK_FILES = {
     "not a model": ("task = models.search_task(dict())", "torch.nn.Module"),
     "empty arrays": ("task = models.search_task(valid=(models.torch.zeros(0, 1, 8, 8), models.torch.zeros(0)))", "valid data"),
     "empty loader": ("task = models.search_task(valid=models.torch.utils.data.DataLoader([]))", "valid data"),
-    "empty train loader": ("task = models.search_task(train=models.torch.utils.data.DataLoader([]))", "train data"),
     "unequal lengths": ("task = models.search_task(train=(models.torch.zeros(3, 1, 8, 8), models.torch.zeros(5)))", "[3, 5]"),
     "generator": ("task = models.search_task(train=(b for b in []))", "generator"),
-    "data that does not fit": ("task = models.search_task(train=models.diabetes()['train'])", "RuntimeError"),
-    "no layer": ("task = models.search_task(models.nn.Flatten())", "layer"),
 }
 
 
@@ -83,6 +80,21 @@ def test_a_task_file_that_cannot_be_used(case: str, existing: Path, tmp_path: Pa
     body, word = TASK_FILES[case]
     path = searches.write_task(tmp_path / "bad_task.py", body)
     one_line(refused(existing, path), word)
+
+
+UNFIT = {
+    "no training data": ("train=models.torch.utils.data.DataLoader([])", "train data"),
+    "data that does not fit": ("train=models.diabetes()['train']", "RuntimeError"),
+    "no layer": ("models.nn.Flatten()", "at least one convolution or linear layer"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_model_and_data_that_do_not_fit_each_other(case: str, tmp_path: Path) -> None:
+    options, word = UNFIT[case]
+    path = searches.write_task(tmp_path / "unfit_task.py", f"task = models.search_task({options})")
+    one_line(searches.cli("search", path, "--out", tmp_path / "run"), word)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_task_file_that_is_missing(existing: Path) -> None:
@@ -217,10 +229,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_run_is_resumed_with_the_same_definition_only(case: str, existing: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_the_same_definition_only(case: str, run_copy: Path, tmp_path: Path) -> None:
     body, options, word = CHANGES[case]
     path = searches.write_task(tmp_path / "digits_task.py", body)
-    one_line(refused(existing, path, *options), "resumed run", word, "Choose another --out")
+    one_line(refused(run_copy, path, *options), "resumed run", word, "Choose another --out")
 
 
 def test_foreign_files_are_left_alone(linear_file: Path, tmp_path: Path) -> None:
@@ -318,7 +330,7 @@ def test_a_dry_run_describes_the_search_and_writes_nothing(task_file: Path, tmp_
     assert outcome.err == ""
     for words in ("7 layers, 4 prunable groups", "4 decisions", "Budget:", "fastest candidate", "Estimated", "5 candidates"):
         assert words in outcome.out
-    assert "fc: its channels are the model's output" in outcome.out
+    assert "fc is not pruned: its channels are the model's output" in outcome.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -327,11 +339,15 @@ def test_a_dry_run_refuses_what_a_search_refuses(task_file: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def searched(linear_file: Path, bits_file: Path, tmp_path: Path, steady_meter: None) -> tuple[Path, searches.Outcome]:
+@pytest.fixture(scope="module")
+def searched(
+    linear_file: Path, bits_file: Path, tmp_path_factory: pytest.TempPathFactory, _patterns_once: None
+) -> tuple[Path, searches.Outcome]:
     """A search of three policies, its output as JSON."""
-    out = tmp_path / "run"
-    return out, searches.cli("search", linear_file, "--space", bits_file, "--trials", "2", "--out", out, "--json")
+    out = tmp_path_factory.mktemp("searched") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        searches.steady_meter(patch)
+        return out, searches.cli("search", linear_file, "--space", bits_file, "--trials", "2", "--out", out, "--json")
 
 
 def test_json_is_all_that_is_printed(searched: tuple[Path, searches.Outcome]) -> None:
@@ -344,7 +360,9 @@ def test_json_is_all_that_is_printed(searched: tuple[Path, searches.Outcome]) ->
     assert printed["budget_ms"] is None
 
 
-def test_the_resolved_configuration_runs_again_elsewhere(searched: tuple[Path, searches.Outcome], tmp_path: Path) -> None:
+def test_the_resolved_configuration_runs_again_elsewhere(
+    searched: tuple[Path, searches.Outcome], tmp_path: Path, steady_meter: None
+) -> None:
     out, _ = searched
     outcome = searches.cli("search", "--config", out / "config.yaml", "--out", tmp_path / "again")
     assert outcome.code == 0, outcome.err
@@ -354,9 +372,9 @@ def test_the_resolved_configuration_runs_again_elsewhere(searched: tuple[Path, s
 
 
 def test_a_run_goes_on_with_nothing_but_its_folder(
-    searched: tuple[Path, searches.Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: tuple[Path, searches.Outcome], tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, _ = searched
+    out = Path(shutil.copytree(searched[0], tmp_path / "run", symlinks=True))
     monkeypatch.chdir(tmp_path)
     before = len(searches.candidates(out))
     outcome = searches.cli("search", "--resume", "--out", "run", "--trials", "3")

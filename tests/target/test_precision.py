@@ -28,6 +28,8 @@ from autocompress.target.runtime import compile_for_latency
 from autocompress.task import Task
 from autocompress.trial import Workbench
 
+pytestmark = pytest.mark.usefixtures("_patterns_once")
+
 FRAMEWORK = TorchFramework()
 F32 = Target(precision="f32")
 BITS = [8, 7, 4, 3, 2]
@@ -80,8 +82,7 @@ def outputs(model: ov.Model, task: Task) -> NDArray[np.float32]:
     return np.asarray(predict(compile_for_latency(model, F32), (((images[i : i + 1],), 1) for i in range(16))))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(("name", "bits"), [(name, bits) for name in NORMS for bits in BITS if name == "conv" or bits != 7])
 def test_the_deployed_weights_are_the_trained_ones(name: str, bits: int) -> None:
     task = models.small_task(models.build(name))
     candidate, converted, model = deployed(task, uniform(task, ac.LayerPolicy(bits, 8)))
