@@ -10,6 +10,7 @@ result.best(max_accuracy_drop=0.01).export("deploy/")
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from autocompress.single import compress
     from autocompress.task import Task
     from autocompress.verification import verify
+
+# OpenVINO and NNCF would send usage statistics, for which they fork the process: without the user's word, in the middle of a
+# measurement, and with a child that was seen to hang. Without this package they send nothing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 __all__ = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task", "compress", "search", "verify"]

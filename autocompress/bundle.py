@@ -31,6 +31,7 @@ from autocompress.target.runtime import compile_for_latency, latency_hints
 
 CHECKSUMS = "SHA256SUMS"
 INFER = '''"""Run the model: python infer.py INPUT.npy [INPUT.npy ...]; without arguments, on the stored samples."""
+import json
 import sys
 from pathlib import Path
 
@@ -39,11 +40,22 @@ import openvino as ov
 
 here = Path(__file__).parent
 model = ov.Core().compile_model(here / "model.xml", "{device}", {hints})
-batch = model.inputs[0].shape[0]
-inputs = [np.load(name) for name in sys.argv[1:]] or list(np.load(here / "samples.npz").values())
+names = [entry["sample"] for entry in json.loads((here / "contract.json").read_text())["inputs"]]
+inputs = [np.load(name) for name in sys.argv[1:]] or [np.load(here / "samples.npz")[name] for name in names]
+batch = model.inputs[0].shape[0]  # samples that do not fill a batch are left out
 for start in range(0, len(inputs[0]) - batch + 1, batch):
     print(*(np.array2string(output, precision=4) for output in model([i[start : start + batch] for i in inputs]).values()))
 '''
+FILES = (
+    "contract.json",
+    "expected.npz",
+    "infer.py",
+    "model.bin",
+    "model.xml",
+    "policy.json",
+    "promise.json",
+    "samples.npz",
+)
 
 
 def write_bundle(folder: RunFolder, record: TrialRecord, path: Path) -> None:
@@ -66,10 +78,10 @@ def write_bundle(folder: RunFolder, record: TrialRecord, path: Path) -> None:
     shutil.copyfile(folder.file("samples.npz"), path / "samples.npz")
     run = folder.read_json("run.json")
     target = Target.model_validate(run["fingerprint"]["target"])
-    target = target.model_copy(update={"precision": record.plan.precision or target.precision})
+    target = target.at(record.plan.precision)
     _write_contract(path, target, run["preprocessing"])
     _write_json(path / "policy.json", record.plan.policy)
-    _write_json(path / "promise.json", _promise(record, run))
+    _write_json(path / "promise.json", promise_of(record, run))
     (path / "infer.py").write_text(INFER.format(device=target.device, hints=latency_hints(target)))
     sums = (f"{_sha256(file)}  {file.name}" for file in sorted(path.iterdir()))
     (path / CHECKSUMS).write_text("\n".join(sums) + "\n")
@@ -90,8 +102,8 @@ def check_integrity(path: Path) -> None:
             f"{path}: {error}",
             "Export it with: autocompress export RUN --best --out DIR.",
         ) from error
-    for name, checksum in expected.items():
-        file = path / name
+    for name in FILES:
+        file, checksum = path / name, expected.get(name)
         if not file.is_file() or _sha256(file) != checksum:
             state = "changed since the export" if file.is_file() else "missing"
             raise BundleError("Every file of a bundle matches its checksum", f"{file}, which is {state}", "Export it again.")
@@ -131,7 +143,8 @@ def _sample_name(port: Any, stored: Any) -> str:
     return str(next(name for name in port.get_names() if name in stored))
 
 
-def _promise(record: TrialRecord, run: dict[str, Any]) -> dict[str, Any]:
+def promise_of(record: TrialRecord, run: dict[str, Any]) -> dict[str, Any]:
+    """What promise.json says of a complete trial."""
     latency = record.latency
     assert latency is not None  # complete trials are measured
     return {

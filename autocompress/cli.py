@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from autocompress.errors import AutocompressError, UserError
 
@@ -24,6 +27,8 @@ console = Console()
 errors = Console(stderr=True)
 
 INTERRUPTED, FAILED, WRONG_INPUT = 130, 1, 2
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""What an unknown command or option and a value of the wrong type have in common; Typer does not export it."""
 
 RunArgument = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 TaskArgument = Annotated[str | None, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")]
@@ -77,12 +82,14 @@ def search(
 
 def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry_run: bool, as_json: bool) -> None:
     from autocompress.config import load_config
-    from autocompress.task import load_task
+    from autocompress.task import absolute_reference, load_task
 
     settings = load_config(config or _own_config(overrides["out"], resume), overrides)
+    if resume and (overrides["max_trials"] or overrides["max_time"]):  # a new limit replaces the old ones, of either kind
+        settings = settings.model_copy(update={limit: overrides[limit] for limit in ("max_trials", "max_time")})
     if settings.task is None:
         raise _missing_task()
-    settings = settings.model_copy(update={"task": _absolute(settings.task)})
+    settings = settings.model_copy(update={"task": absolute_reference(settings.task)})
     task = load_task(str(settings.task))
     if dry_run:
         from autocompress.dry_run import dry_run as look
@@ -100,7 +107,7 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
     except KeyboardInterrupt:
         errors.print(
             f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n"
-            f"  autocompress search --resume --out {settings.out}",
+            f"  autocompress search {shlex.quote(_shown(settings.task))} --resume --out {shlex.quote(settings.out)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -132,10 +139,10 @@ def compress(
     from autocompress.single import compress as apply
 
     settings = load_config(config, {"out": out, "fine_tuning.epochs": epochs, "target.threads": threads, "seed": seed})
-    options = settings.model_dump(exclude={"task", "out", "space", "recorded"}, exclude_unset=True)
+    options = {"out": "runs/compress"} | settings.model_dump(exclude={"task", "space", "recorded"}, exclude_unset=True)
     watcher = ConsoleWatcher(errors if as_json else console)
     with watcher.live():
-        choice = apply(_absolute(task), policy, out=out or "runs/compress", resume=resume, watcher=watcher, **options)
+        choice = apply(task, policy, resume=resume, watcher=watcher, **options)
     record = choice.record
     if as_json:
         print(record.model_dump_json(indent=1))
@@ -234,15 +241,20 @@ def report(run: RunArgument) -> None:
 def main() -> None:
     """Run the command line; what the user can put right is one line and exit code 2."""
     try:
-        app()
+        code = app(["--help"] if len(sys.argv) == 1 else None, standalone_mode=False)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
     except UserError as error:
         _fail(str(error), WRONG_INPUT)
     except AutocompressError as error:
         _fail(str(error), FAILED)
+    except USAGE_ERROR as error:
+        _fail(error.format_message(), WRONG_INPUT)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(line: str, code: int) -> None:
-    errors.print(f"[red]error:[/] {line.replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+def _fail(line: str, code: int) -> NoReturn:
+    errors.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -258,10 +270,9 @@ def _missing_task() -> UserError:
     return TaskError("A search needs a task", None, "autocompress search PATH.py, or task: PATH.py in the configuration.")
 
 
-def _absolute(reference: str) -> str:
-    """The task's reference from any working directory."""
-    path, colon, name = reference.partition(":")
-    return f"{Path(path).resolve()}{colon}{name}"
+def _shown(reference: str | None) -> str:
+    """A task's reference as short as it can be written here."""
+    return os.path.relpath(str(reference)) if str(reference).startswith(os.getcwd()) else str(reference)
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:

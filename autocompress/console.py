@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -113,7 +114,7 @@ def _line(record: TrialRecord) -> str:
     latency = f"{record.latency.ms:.4f} ms, {1 / record.latency.ratio:.2f}×" if record.latency else ""
     score = f"{record.accuracy_valid:.4f}" if record.accuracy_valid is not None else ""
     state = f"[{STATE_COLORS[record.state]}]{record.state:<11}[/]"
-    what = (record.error or "").replace("[", r"\[") if record.state == State.FAILED else f"{score:<7} {latency}"
+    what = escape(record.error or "") if record.state == State.FAILED else f"{score:<7} {latency}"
     where = f" in {record.stage}" if record.state == State.FAILED else ""
     return f"trial {record.number:>3}  {record.source:<20} {state}{where} {what}  [dim]{record.total_seconds:.1f} s[/]"
 

@@ -72,8 +72,8 @@ class Split:
                 "Wrap it in a DataLoader, or pass (inputs, targets).",
             )
         try:
-            once = iter(self.source) is self.source
-        except TypeError as error:
+            once = isinstance(self.source, Iterator) or not callable(self.source.__iter__)
+        except AttributeError as error:
             raise TaskError(
                 f"The {self.name} data is (inputs, targets) or yields batches",
                 type(self.source).__name__,

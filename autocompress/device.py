@@ -23,6 +23,10 @@ class Target(BaseModel):
     precision: Literal["f32", "bf16", "f16"] | None = None
     performance_hint: Literal["LATENCY"] = "LATENCY"
 
+    def at(self, precision: str | None) -> Target:
+        """The same target, at another float precision if one is given."""
+        return self.model_copy(update={"precision": precision}) if precision else self
+
 
 class Fingerprint(BaseModel):
     """What a latency depends on. Latencies of two fingerprints are never compared."""
@@ -34,6 +38,11 @@ class Fingerprint(BaseModel):
     default_precision: str
     openvino: str
     target: Target
+
+    @property
+    def float_precision(self) -> str:
+        """The precision in which float operations run: the target's, or else the device's default."""
+        return self.target.precision or self.default_precision
 
     def differences(self, other: Fingerprint) -> list[str]:
         """The fields in which two fingerprints differ, in words."""

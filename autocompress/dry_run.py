@@ -8,6 +8,7 @@ import time
 from autocompress import baselines
 from autocompress.config import SearchConfig
 from autocompress.frameworks.base import Candidate
+from autocompress.outer_loop import trial_limit
 from autocompress.setup import prepare
 from autocompress.task import Task
 from autocompress.trial import Workbench
@@ -34,7 +35,7 @@ def dry_run(task: Task, config: SearchConfig) -> str:
     bench.untrained_latency(middle)
     fixed = 2 * (time.perf_counter() - start)
     settings = bench.tune_settings
-    per_epoch = _epoch_seconds(bench, middle, settings.epochs)
+    per_epoch = 0.0 if bench.task.fine_tune else _epoch_seconds(bench, middle, settings.epochs)
     per_trial = fixed + settings.epochs * per_epoch
     uniform = len(baselines.uniform_baselines(bench.structure, space.spec.channel_step))
     before = uniform * per_trial + 3 * fixed
@@ -46,16 +47,18 @@ def dry_run(task: Task, config: SearchConfig) -> str:
         *(f"  {d.name}: {', '.join(_choice(c) for c in d.choices)}" for d in space.decisions),
         *(f"  {note}" for note in space.notes),
         f"Objectives: {', '.join(config.objectives or space.spec.objectives)}",
-        prepared.landmarks.in_words(fingerprint.default_precision),
+        prepared.landmarks.in_words(fingerprint.float_precision),
         f"Budget: {'none' if budget_ms is None else f'{budget_ms:.4g} ms'}",
         f"Estimated: {per_trial:.0f} s a candidate ({rest}), {before:.0f} s for the baselines",
     ]
     if config.time_limit_s is not None:
         fit = max(0, int((config.time_limit_s - before) / per_trial))
         lines.append(f"Estimated: {fit} candidates fit into {config.max_time}")
-    if config.max_trials is not None:
-        minutes = (before + config.max_trials * per_trial) / 60
-        lines.append(f"Estimated: {config.max_trials} candidates take {minutes:.0f} minutes")
+    trials = trial_limit(config)
+    if trials is not None:
+        lines.append(f"Estimated: {trials} candidates take {(before + trials * per_trial) / 60:.0f} minutes")
+    if bench.task.fine_tune is not None:
+        lines.append("The task's own fine_tune is not part of these times")
     return "\n".join(lines)
 
 
@@ -72,6 +75,8 @@ def _epoch_seconds(bench: Workbench, candidate: Candidate, epochs: int) -> float
     with contextlib.suppress(_Enough):
         bench.framework.fine_tune(bench.task, candidate, bench.tune_settings, watch)
     first = marks[0] if len(marks) > 1 else start  # the first step warms up
+    if marks[-1][0] == first[0]:  # training is a single step
+        first = start
     return (marks[-1][1] - first[1]) / (marks[-1][0] - first[0]) / epochs
 
 

@@ -7,15 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from autocompress import baselines
 from autocompress.config import SearchConfig, validated
-from autocompress.front import near_front
+from autocompress.console import ConsoleWatcher
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.run import Run
 from autocompress.strategy.proposals import Proposals
 from autocompress.target.meter import MAX_SECONDS
-from autocompress.task import Task, load_task
+from autocompress.task import Task, absolute_reference, load_task
 from autocompress.watch import Watcher
 
 DEFAULT_TRIALS = 40
@@ -45,7 +47,7 @@ def search(
         max_time: for example "8m", final measurement included. Without either limit the search makes 40 trials.
         out: the run folder.
         resume: go on with the run in `out`, if there is one.
-        watcher: told of progress.
+        watcher: told of progress; by default it is printed.
         **options: any other field of `SearchConfig`, for example `space="mixed-precision"`.
 
     Raises:
@@ -53,8 +55,15 @@ def search(
         DiskFullError: the disk is full; the run folder is complete and can be resumed.
     """
     data = {"out": str(out), "budget": latency_budget, "max_trials": max_trials, "max_time": max_time, **options}
+    if isinstance(task, str | Path):
+        data["task"] = absolute_reference(str(task))
+        task = load_task(task)
     config = validated(SearchConfig, {key: value for key, value in data.items() if value is not None})
-    return run_search(load_task(task) if isinstance(task, str | Path) else task, config, resume=resume, watcher=watcher)
+    if watcher is not None:
+        return run_search(task, config, resume=resume, watcher=watcher)
+    watcher = ConsoleWatcher(Console())
+    with watcher.live():
+        return run_search(task, config, resume=resume, watcher=watcher)
 
 
 def run_search(task: Task, config: SearchConfig, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
@@ -62,13 +71,17 @@ def run_search(task: Task, config: SearchConfig, *, resume: bool = False, watche
     return Search(task, config, watcher or Watcher()).run(resume)
 
 
+def trial_limit(config: SearchConfig) -> int | None:
+    """How many candidates to score: what was asked, or 40 where no limit was given at all."""
+    return DEFAULT_TRIALS if config.max_trials is None and config.max_time is None else config.max_trials
+
+
 class Search(Run):
     """One search, in the order in which things happen."""
 
     def __init__(self, task: Task, config: SearchConfig, watcher: Watcher) -> None:
-        if config.max_trials is None and config.max_time is None:
-            config = config.model_copy(update={"max_trials": DEFAULT_TRIALS})
         super().__init__(task, config, watcher)
+        self.max_trials = trial_limit(config)
         self.started = time.monotonic()
 
     def run(self, resume: bool) -> Result:
@@ -76,19 +89,20 @@ class Search(Run):
         with self.opened(resume):
             self._describe()
             self._run_baselines()
-            self._run_candidates()
+            with self.folder.disk_guard():
+                self._run_candidates()
             self.finish()
         return Result(self.folder.path)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def _refuse_what_cannot_work(self) -> None:
+        """A study that cannot be read."""
         seed = self.config.seed + len(self.folder.records())
         self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms, seed)
 
     def _run_baselines(self) -> None:
         """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
         structure, step = self.bench.structure, self.space.spec.channel_step
-        self.run_original(baselines.untrained_baselines(structure, self.prepared.fingerprint.default_precision))
+        self.run_original(baselines.untrained_baselines(structure, self.prepared.fingerprint.float_precision))
         for source, plan in baselines.uniform_baselines(structure, step):
             self.run_trial(plan, source)
 
@@ -126,7 +140,7 @@ class Search(Run):
     def _stop(self) -> bool:
         """True when the trials are used up, or the next one would not end in time."""
         tuned = [r for r in self.folder.records() if not r.is_baseline and r.state in (State.COMPLETE, State.FAILED)]
-        left = None if self.config.max_trials is None else self.config.max_trials - len(tuned)
+        left = None if self.max_trials is None else self.max_trials - len(tuned)
         seconds = None
         if self.config.time_limit_s is not None:
             seconds = self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
@@ -141,15 +155,14 @@ class Search(Run):
 
     def _final_seconds(self) -> float:
         """What measuring and scoring the front will take."""
-        near = near_front(self.folder.records(), self.objectives, self.metric)
-        return FINAL_SECONDS + sum(MAX_SECONDS + r.seconds.get(Stage.EVALUATE, 0.0) for r in near)
+        return FINAL_SECONDS + sum(MAX_SECONDS + r.seconds.get(Stage.EVALUATE, 0.0) for r in self.finalists())
 
     def _describe(self) -> None:
         resumed = len(self.folder.records())
         say = self.watcher.say
         if resumed:
             say(f"Resuming with {resumed} trials on disk")
-        say(self.prepared.landmarks.in_words(self.prepared.fingerprint.default_precision))
+        say(self.prepared.landmarks.in_words(self.prepared.fingerprint.float_precision))
         say("No budget" if self.budget_ms is None else f"Budget {self.config.budget}: {self.budget_ms:.4g} ms")
         say(
             f"{len(self.space.decisions)} decisions, {float(self.space.size):.3g} policies; "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autocompress import baselines
-from autocompress.bundle import write_bundle
+from autocompress.bundle import promise_of, write_bundle
 from autocompress.config import Objective, Recorded, SearchConfig
 from autocompress.errors import RunFolderError, TaskError
 from autocompress.front import eligible, most_accurate, near_front
@@ -25,6 +25,10 @@ from autocompress.task import Task
 from autocompress.trial import TrialRunner
 from autocompress.watch import Watcher
 
+USER = "user"
+"""Source of a policy that a user gave."""
+KNOWN = ("name", "identity", "fingerprint", "reference_ms", "landmarks")
+"""What run.json has to tell for a run to be resumed."""
 SAMPLES, SAMPLE_BYTES = 32, 4_000_000
 """Validation inputs kept for the bundles' self-test."""
 RECORDED_PACKAGES = (
@@ -85,9 +89,7 @@ class Run:
 
         The winners of many noisy measurements look better than they are.
         """
-        records = self.folder.records()
-        finalists = [r for r in near_front(records, self.objectives, self.metric) if self.folder.has_model(r.number)]
-        finalists += [r for r in records if r.is_baseline and r.state == State.COMPLETE and r not in finalists]
+        finalists = self.finalists()
         self.watcher.final(finalists)
         self.runner.measure_again(finalists)
         if "test" in self.task.splits:
@@ -96,16 +98,23 @@ class Run:
                     record.accuracy_test = self.runner.score(record, "test")
                     self.folder.save(record)
 
+    def finalists(self) -> list[TrialRecord]:
+        """What could be on the front after another measurement, and the baselines."""
+        complete = [r for r in self.folder.records() if r.state == State.COMPLETE and self.folder.has_model(r.number)]
+        near = near_front(complete, self.objectives, self.metric)
+        return near + [r for r in complete if r not in near and (r.is_baseline or r.source == USER)]
+
     @property
     def best(self) -> TrialRecord | None:
         """The most accurate model within the budget and the allowed drop, so far."""
         records = self.folder.records()
         original = next((r.accuracy_valid for r in records if r.source == baselines.ORIGINAL), None)
+        records = [record for record in records if self.folder.has_model(record.number)]
         return most_accurate(eligible(records, self.budget_ms, self.config.accuracy_drop, original, self.metric), self.metric)
 
     def _require_free(self, resume: bool) -> None:
         if self.folder.exists and not resume:
-            known = self.folder.read_json("run.json")
+            known = self._known() or {}
             raise RunFolderError(
                 "A new run starts in a folder of its own",
                 f"{self.folder.path}, which holds a run of the task {known['name']!r} with {len(self.folder.records())} trials",
@@ -113,28 +122,48 @@ class Run:
             )
 
     def _prepare(self) -> None:
-        known = self.folder.read_json("run.json") if self.folder.exists else None
+        known = self._known()
         self.watcher.say("Looking at the model and the target")
         self.prepared: Prepared = prepare(self.task, self.config, known)
         self.bench, self.space = self.prepared.bench, self.prepared.space
         self.budget_ms = self.prepared.budget_ms(self.config)
         self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
+        self.folder.records()  # a damaged one ends here
         self.runner = TrialRunner(self.bench, self.folder, self.watcher)
+        self._refuse_what_cannot_work()
         self._write_identity()
+
+    def _known(self) -> dict[str, Any] | None:
+        """run.json of the run that is already there."""
+        if not self.folder.exists:
+            return None
+        known = self.folder.read_json("run.json")
+        if not isinstance(known, dict) or not set(KNOWN) <= set(known):
+            raise RunFolderError("A run folder holds a complete run.json", f"{self.folder.path} without", "Choose another --out.")
+        return known
+
+    def _refuse_what_cannot_work(self) -> None:
+        """The last moment to raise a UserError: from here on the run folder is written."""
 
     def _follow(self) -> None:
         """Let `best` and the tables follow the records, and drop the models that cannot be on the front any more."""
-        records, best = self.folder.records(), self.best
-        if best is not None and best.number != self._best_on_disk():
-            self.folder.replace_best(best.number, lambda path: write_bundle(self.folder, best, path))
+        records = self.folder.records()
+        self._keep_best(self.best)
         if self.config.keep == "front":
             kept = {r.number for r in near_front(records, self.objectives, self.metric)}
-            self.folder.drop_models(kept | {r.number for r in records if r.is_baseline or r.state == State.RUNNING})
+            self.folder.drop_models(
+                kept | {r.number for r in records if r.is_baseline or r.source == USER or r.state == State.RUNNING}
+            )
         write_tables(self.folder, records, self.objectives, self.metric, self.budget_ms)
 
-    def _best_on_disk(self) -> int | None:
-        promise = self.folder.file("best") / "promise.json"
-        return self.folder.read_json("best/promise.json").get("trial") if promise.is_file() else None
+    def _keep_best(self, best: TrialRecord | None) -> None:
+        """Write the bundle again where another trial is best now, or the same one is known better (measured again, on test)."""
+        if best is None:
+            self.folder.remove_best()
+            return
+        known = self.folder.read_json("best/promise.json") if self.folder.file("best/promise.json").is_file() else None
+        if known != promise_of(best, self.folder.read_json("run.json")):
+            self.folder.replace_best(best.number, lambda path: write_bundle(self.folder, best, path))
 
     def _write_results(self) -> None:
         self._follow()

@@ -28,6 +28,7 @@ from autocompress.errors import DiskFullError, RunFolderError
 from autocompress.record import Plan, TrialRecord
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("No space left", "disk is full", "os error 28", "os error 122", "os error 27")
 RESERVE_BYTES = 2_000_000
 
 
@@ -119,11 +120,11 @@ class RunFolder:
 
     @contextmanager
     def disk_guard(self) -> Iterator[None]:
-        """Turn "no space left" into a DiskFullError."""
+        """Turn "no space left" into a DiskFullError, also where a native library says it in words of its own."""
         try:
             yield
-        except OSError as error:
-            if error.errno in FULL:
+        except Exception as error:
+            if getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_WORDS):
                 raise self._full() from error
             raise
 
@@ -198,8 +199,19 @@ class RunFolder:
                 link.rename(self.path / f".best-copy-{uuid.uuid4().hex[:6]}")
             temporary.symlink_to(folder.name)
             os.replace(temporary, link)
+        self._sweep(folder.name)
+
+    def remove_best(self) -> None:
+        """No trial qualifies (any more)."""
+        link = self.path / "best"
+        if link.is_symlink():
+            link.unlink()
+            self._sweep()
+
+    def _sweep(self, kept: str = "") -> None:
+        """Remove bundles that `best` does not lead to."""
         for old in self.path.glob(".best-*"):
-            if old.name != folder.name:
+            if old.name != kept:
                 old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
 
     def _full(self) -> DiskFullError:

@@ -6,22 +6,23 @@ Nothing is written here, so whatever is wrong leaves an existing run untouched.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autocompress.config import CompressionConfig, SearchConfig
 from autocompress.device import Fingerprint
-from autocompress.errors import ConfigError, RunFolderError, TaskError
+from autocompress.errors import ConfigError, RunFolderError, StageError, TaskError
 from autocompress.frameworks.base import framework_of
+from autocompress.policy import Policy
 from autocompress.record import Plan
 from autocompress.space import SearchSpace, SpaceSpec, build_space, load_space_spec, uniform_policy
 from autocompress.target.meter import measure
 from autocompress.target.runtime import fingerprint
 from autocompress.target.yardstick import yardstick
 from autocompress.task import Task
-from autocompress.trial import Workbench
+from autocompress.trial import Workbench, tune_settings
 
-SAME_IN_A_RUN = ("fine_tuning", "criterion", "storage", "calibration_samples", "seed")
+SAME_IN_A_RUN = ("criterion", "storage", "calibration_samples")
 """Settings that a trial's result depends on; with `Identity` the definition of "the same run"."""
 BUDGET_SLACK = 0.97
 """A budget is refused only if it is below this fraction of the fastest candidate: that one is measured with noise."""
@@ -68,7 +69,8 @@ class Prepared:
             return None
         marks = self.landmarks
         budget_ms = config.latency_budget.resolve_ms(marks.original_ms, marks.int8_ms)
-        if budget_ms < marks.fastest_ms * BUDGET_SLACK:
+        known = self.space.decisions and marks.fastest_ms < float("inf")  # a single policy may be any
+        if known and budget_ms < marks.fastest_ms * BUDGET_SLACK:
             raise ConfigError(
                 "A budget is at least what the fastest candidate of the space takes",
                 f"{config.budget} = {budget_ms:.4g} ms",
@@ -98,9 +100,12 @@ def open_bench(
     identity = {
         "model": framework.digest(task),
         **{f"{name} data": task.splits[name].digest() for name in ("valid", "test") if name in task.splits},
+        **{f"{name} data": task.splits[name].digest() for name in ("train", "calibration") if _is_fixed(task, name)},
         "train samples": task.splits["train"].length,
+        "batch size": task.batch_size,
         "metric": f"{task.scorer.name} ({task.scorer.direction})",
         **{name: config.model_dump(mode="json")[name] for name in SAME_IN_A_RUN},
+        "fine-tuning": asdict(tune_settings(task, config)),
     }
     if known:
         require_same(known["identity"], identity)
@@ -115,7 +120,10 @@ def open_bench(
         raise TaskError("The model runs on a batch of the train data", f"{type(error).__name__}: {error}") from error
     if not structure.layers:
         raise TaskError("The model has at least one convolution or linear layer", "none")
-    return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
+    try:
+        return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
+    except StageError as error:
+        raise TaskError("The model can be converted to OpenVINO", str(error)) from error
 
 
 def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = None) -> Prepared:
@@ -131,8 +139,16 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
     identity["space"] = space_identity(spec)
     if known:
         require_same(known["identity"], identity)
-    landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space)
+    try:
+        landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space)
+    except StageError as error:
+        raise TaskError("The model can be converted and quantized", str(error)) from error
     return Prepared(bench, space, found, identity, landmarks)
+
+
+def _is_fixed(task: Task, name: str) -> bool:
+    """True for whole arrays; a loader may draw its samples anew each time, so only its length is compared."""
+    return name in task.splits and task.splits[name].is_arrays
 
 
 def space_identity(spec: SpaceSpec) -> dict[str, Any]:
@@ -146,12 +162,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: they differ; the message says in what.
     """
-    changed = [f"{name} ({before[name]} before, {now[name]} now)" for name in now if name in before and before[name] != now[name]]
+    changed = [_difference(name, before[name], now[name]) for name in now if name in before and before[name] != now[name]]
     changed += [
         f"{name} ({'there before, gone now' if name in before else 'new'})" for name in _data_names(before) ^ _data_names(now)
     ]
     if changed:
         raise _another_run(changed)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return f"{name} (in {', '.join(keys)})"
+    return f"{name} ({before} before, {now} now)"
 
 
 def _data_names(identity: Mapping[str, Any]) -> set[str]:
@@ -170,10 +193,18 @@ def _landmarks(bench: Workbench, space: SearchSpace) -> Landmarks:
     """Measured on untrained candidates: INT8 without pruning, and the most compressed points of the space."""
     int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure, 0.0, 1)), half_width=0.01).ms
     points = {Plan.of(policy).key: policy for policy in (space.policy(space.level(level)) for level in (1.0, 2 / 3))}
-    fastest = min(bench.untrained_latency(bench.candidate(policy)).ms for policy in points.values())
+    fastest = min((_latency_ms(bench, policy) for policy in points.values()), default=float("inf"))
     stick = measure([yardstick(bench.target)], bench.reference, bench.reference_ms)[0]
     return Landmarks(bench.reference_ms, int8, min(fastest, int8) if _holds_int8(bench, space) else fastest, stick.ratio)
 
 
 def _holds_int8(bench: Workbench, space: SearchSpace) -> bool:
     return space.indices(uniform_policy(bench.structure, 0.0, 1)) is not None
+
+
+def _latency_ms(bench: Workbench, policy: Policy) -> float:
+    """Infinite for a candidate that cannot be built: its trial will be recorded as failed, and the search goes on."""
+    try:
+        return bench.untrained_latency(bench.candidate(policy)).ms
+    except Exception:  # pruning and conversion of user models fail in any way
+        return float("inf")

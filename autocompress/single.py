@@ -11,7 +11,7 @@ from autocompress.errors import AutocompressError
 from autocompress.policy import Policy
 from autocompress.record import Plan, State
 from autocompress.result import Choice
-from autocompress.run import Run
+from autocompress.run import USER, Run
 from autocompress.space import require_known_names
 from autocompress.task import Task, load_task
 from autocompress.watch import Watcher
@@ -46,19 +46,27 @@ def compress(
     task = load_task(task) if isinstance(task, str | Path) else task
     policy = policy if isinstance(policy, Policy) else Policy.from_dict(read_yaml_mapping(Path(policy), "policy"))
     policy.require_executable()
-    return Single(task, config, watcher or Watcher()).run(policy, resume)
+    return Single(task, config, watcher or Watcher(), policy).run(resume)
 
 
 class Single(Run):
     """A run of one policy."""
 
-    def run(self, policy: Policy, resume: bool) -> Choice:
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher, policy: Policy) -> None:
+        super().__init__(task, config, watcher)
+        self.policy = policy
+
+    def run(self, resume: bool) -> Choice:
         """The policy's trial, complete and measured."""
         with self.opened(resume):
-            require_known_names(policy, self.bench.structure)
-            self.run_original(baselines.untrained_baselines(self.bench.structure, self.prepared.fingerprint.default_precision))
-            record = self.run_trial(Plan.of(policy), "user")
+            structure, precision = self.bench.structure, self.prepared.fingerprint.float_precision
+            self.run_original(baselines.untrained_baselines(structure, precision))
+            record = self.run_trial(Plan.of(self.policy), USER)
             if record.state == State.FAILED:
                 raise AutocompressError(f"The policy failed in {record.stage}: {record.error}")
             self.finish()
         return Choice(record, self.folder)
+
+    def _refuse_what_cannot_work(self) -> None:
+        """A policy for another model."""
+        require_known_names(self.policy, self.bench.structure)

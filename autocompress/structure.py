@@ -55,7 +55,3 @@ class Structure:
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     frozen: tuple[FrozenGroup, ...] = ()
-
-    def layer(self, name: str) -> Layer:
-        """The layer of this name (KeyError if there is none)."""
-        return {layer.name: layer for layer in self.layers}[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from autocompress.errors import TaskError
 from autocompress.metrics import Direction, Metric, resolve_metric
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Task:
     """A trained model and everything needed to fine-tune and score a smaller one.
 
@@ -74,6 +75,12 @@ class Task:
             raise TaskError("distillation lies in [0, 1]", self.distillation)
         if self.batch_size < 1:
             raise TaskError("batch_size is at least 1", self.batch_size)
+        try:
+            json.dumps(self.preprocessing)
+        except TypeError as error:
+            raise TaskError(
+                "preprocessing is plain data that JSON can hold", str(error), "Use lists instead of arrays."
+            ) from error
         self.scorer: Metric = resolve_metric(self.metric, self.direction)
         self.splits: dict[str, Split] = {
             name: Split(name, source, self.batch_size, self.target_key)
@@ -122,6 +129,12 @@ def load_task(reference: str | Path) -> Task:
     if not isinstance(task, Task):
         raise TaskError(f"{path_text} defines an autocompress.Task", f"a {type(task).__name__}")
     return task
+
+
+def absolute_reference(reference: str) -> str:
+    """A task's reference that holds from any working directory."""
+    path, colon, name = reference.partition(":")
+    return f"{Path(path).resolve()}{colon}{name}"
 
 
 def _import_file(path: Path) -> Any:

@@ -71,14 +71,8 @@ class Workbench:
 
     @property
     def tune_settings(self) -> TuneSettings:
-        """The task's settings with the configuration's on top."""
-        override = self.config.fine_tuning
-        return TuneSettings(
-            epochs=override.epochs or self.task.epochs,
-            learning_rate=override.learning_rate or self.task.learning_rate,
-            distillation=self.task.distillation if override.distillation is None else override.distillation,
-            seed=self.config.seed,
-        )
+        """How candidates are fine-tuned."""
+        return tune_settings(self.task, self.config)
 
     def candidate(self, policy: Policy) -> Candidate:
         """The model under a policy, untrained."""
@@ -116,6 +110,17 @@ class Workbench:
         return measure([compile_for_latency(model, self.target)], self.reference, self.reference_ms, half_width)[0]
 
 
+def tune_settings(task: Task, config: CompressionConfig) -> TuneSettings:
+    """The task's settings with the configuration's on top."""
+    override = config.fine_tuning
+    return TuneSettings(
+        epochs=override.epochs or task.epochs,
+        learning_rate=override.learning_rate or task.learning_rate,
+        distillation=task.distillation if override.distillation is None else override.distillation,
+        seed=config.seed,
+    )
+
+
 class TrialRunner:
     """Runs trials one after the other in a run folder."""
 
@@ -146,7 +151,7 @@ class TrialRunner:
         except DiskFullError:
             raise
         except Exception as error:  # user code, training and conversion fail in any way; the search goes on
-            self.folder.require_space()  # a full disk shows as any error of a native library
+            self.folder.require_space()  # OpenVINO says of a full disk only that it could not write
             record.state, record.error = State.FAILED, f"{type(error).__name__}: {error}"
         self.folder.save(record)
         return record
@@ -166,8 +171,9 @@ class TrialRunner:
 
     def _compress(self, record: TrialRecord) -> Candidate | None:
         """The candidate, made again on a retry (it is not stored), unless its IR is already there."""
-        if Stage.EXPORT in record.done:
+        if Stage.EXPORT in record.done and self.folder.has_model(record.number):
             return None
+        record.done = [stage for stage in record.done if stage not in (Stage.EXPORT, Stage.MEASURE)]
         with self._stage(record, Stage.COMPRESS):
             candidate = self.bench.candidate(record.policy)
             record.macs = sum(candidate.macs.values())

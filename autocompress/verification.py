@@ -11,6 +11,7 @@ import numpy as np
 
 from autocompress.bundle import check_integrity, model_inputs, sample_outputs
 from autocompress.device import Fingerprint, Target
+from autocompress.errors import BundleError
 from autocompress.target.evaluate import evaluate
 from autocompress.target.meter import measure, reference_latency_ms
 from autocompress.target.runtime import compile_for_latency, compile_for_throughput, fingerprint
@@ -19,7 +20,8 @@ from autocompress.task import Task
 
 LATENCY_TOLERANCE = 0.25
 """A model may take this much longer, in yardsticks, than promised."""
-ACCURACY_TOLERANCE = 0.001
+ACCURACY_TOLERANCE = {True: 0.001, False: 0.01}
+"""Of the metric (relative where it is larger than 1), on the promised fingerprint and on another one."""
 OUTPUT_TOLERANCE = {True: 1e-3, False: 0.05}
 """Mean difference of outputs in standard deviations, on the promised fingerprint and on another one."""
 
@@ -46,9 +48,12 @@ def verify(path: str | Path, task: Task | None = None) -> list[Check]:
     """
     path = Path(path)
     check_integrity(path)
-    promise = json.loads((path / "promise.json").read_text())
-    promised = Fingerprint.model_validate(promise["fingerprint"])
-    target = promised.target.model_copy(update={"precision": promise["precision"] or promised.target.precision})
+    try:
+        promise = json.loads((path / "promise.json").read_text())
+        promised = Fingerprint.model_validate(promise["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError("A bundle's promise.json is readable", str(error).splitlines()[0], "Export it again.") from error
+    target = promised.target.at(promise["precision"])
     differences = fingerprint(promised.target).differences(promised)
     checks = [_check_outputs(path, target, not differences)]
     checks.append(_check_latency(path, target, promise) if not differences else _check_budget(path, target, promise, differences))
@@ -56,14 +61,9 @@ def verify(path: str | Path, task: Task | None = None) -> list[Check]:
         if task and split in task.splits and promise[f"accuracy_{split}"] is not None:
             found = evaluate(compile_for_throughput(path / "model.xml", target), task.splits[split], task.scorer)
             expected = promise[f"accuracy_{split}"]
-            checks.append(
-                Check(
-                    f"{split} {task.scorer.name}",
-                    f"{expected:.4f}",
-                    f"{found:.4f}",
-                    abs(found - expected) <= ACCURACY_TOLERANCE,
-                )
-            )
+            lost = task.scorer.gain(expected) - task.scorer.gain(found)
+            kept = lost <= ACCURACY_TOLERANCE[not differences] * max(1.0, abs(expected))
+            checks.append(Check(f"{split} {task.scorer.name}", f"{expected:.4f}", f"{found:.4f}", kept))
     return checks
 
 

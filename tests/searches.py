@@ -26,6 +26,8 @@ from autocompress.run_folder import RunFolder
 TESTS = Path(__file__).parent
 HURRIED = "import autocompress.target.meter as m; m.MAX_SECONDS, m.ROUND_SECONDS = 0.1, 5e-4\n"
 """Measures for a tenth of a second: for subprocesses, where nothing can be patched."""
+TELLING = "import os, sys; os.register_at_fork(before=lambda: print('this process was forked', file=sys.stderr, flush=True))\n"
+"""A fork of a process with threads may wait for a lock forever: NNCF's telemetry forks one to reach its server."""
 WAITING = HURRIED + "import nncf, autocompress.outer_loop, autocompress.frameworks.torch.framework; input()\n"
 """Imports what takes seconds and then waits for a line."""
 
@@ -68,7 +70,7 @@ def cli(*arguments: object) -> Outcome:
 
 def start_cli(*arguments: object, waiting: bool = False) -> subprocess.Popen[str]:
     """The same in a process of its own, which may have to be told to go."""
-    code = (WAITING if waiting else HURRIED) + "from autocompress.cli import main; main()"
+    code = TELLING + (WAITING if waiting else HURRIED) + "from autocompress.cli import main; main()"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],

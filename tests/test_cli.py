@@ -334,6 +334,14 @@ def test_a_dry_run_describes_the_search_and_writes_nothing(task_file: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", ["epochs=1", "epochs=2", "batch_size=25", "fine_tune=lambda model, teacher, epochs: None"])
+def test_a_dry_run_estimates_however_short_the_training_is(options: str, tmp_path: Path, steady_meter: None) -> None:
+    path = searches.write_task(tmp_path / "short_task.py", f"task = models.search_task(models.linear(), 50, {options})")
+    outcome = searches.cli("search", path, "--space", "int8", "--dry-run", "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "s a candidate" in outcome.out
+
+
 def test_a_dry_run_refuses_what_a_search_refuses(task_file: Path, tmp_path: Path) -> None:
     one_line(searches.cli("search", task_file, "--dry-run", "--space", "int9", "--out", tmp_path / "run"), "int9")
     assert list(tmp_path.iterdir()) == []

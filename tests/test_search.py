@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import autocompress as ac
 from autocompress.errors import AutocompressError, ConfigError, DiskFullError, RunFolderError
 from autocompress.policy import Policy
 from autocompress.record import Stage, State
-from autocompress.task import load_task
 
 FRONT_COLUMNS = [
     *("trial", "within_budget", "accuracy_valid", "accuracy_test", "latency_ms", "latency_low_ms", "latency_high_ms"),
@@ -522,7 +522,9 @@ def _wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> 
         time.sleep(0.02)
 
 
-def test_a_search_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def four_searches(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that wait for a line before they begin, or go on with, one and the same search."""
     out = tmp_path / "run"
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(BITS_ONLY))
@@ -530,10 +532,19 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
     config.write_text("calibration_samples: 5\n")
     task = searches.write_task(tmp_path / "killed_task.py", "task = models.search_task(models.linear(), epochs=4)")
     arguments = ("search", task, "--config", config, "--space", space, "--trials", "5", "--resume", "--out", out)
-    generator = random.Random(0)
-    seen: dict[int, str] = {}
     processes = [searches.start_cli(*arguments, waiting=True) for _ in range(4)]
-    for kill, process in enumerate(processes[:3]):
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_search_that_is_killed_again_and_again_loses_nothing(
+    four_searches: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    out, generator = tmp_path / "run", random.Random(0)
+    seen: dict[int, str] = {}
+    for kill, process in enumerate(four_searches[:3]):
         process.stdin.write("go\n")
         process.stdin.flush()
         _wait_for_records(process, out, len(seen) + min(kill, 1))
@@ -543,8 +554,9 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
         after = _complete(out)
         assert {number: after[number] for number in seen} == seen
         seen = after
-    _, err = processes[3].communicate("go\n", timeout=120)
-    assert processes[3].returncode == 0, err
+    _, err = four_searches[3].communicate("go\n", timeout=120)
+    assert four_searches[3].returncode == 0, err
+    assert err == ""
 
     after = _complete(out)
     assert {number: after[number] for number in seen} == seen
@@ -556,4 +568,3 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
     assert accuracy_of(out / "best" / "model.xml", "valid") == pytest.approx(result.best().record.accuracy_valid, abs=0.001)
     leftovers = [str(p.relative_to(out)) for p in out.rglob(".*") if p.name != ".lock" and not p.name.startswith(".best-")]
     assert leftovers == []
-    assert load_task(task).name == "digits"

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 
 from autocompress.errors import RunFolderError
 from autocompress.report.plots import plot_front
@@ -23,7 +23,7 @@ def write_report(result: Result) -> Path:
         figure.savefig(result.folder.file("pareto.png"))
         figure.savefig(svg, format="svg")
     result.folder.write_text("pareto.svg", svg.getvalue())
-    environment = Environment(loader=PackageLoader("autocompress.report", "."), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("autocompress.report", "."), autoescape=True)
     page = environment.get_template("page.html.j2").render(**_content(result, svg.getvalue()))
     result.folder.write_text("report.html", page)
     return result.folder.file("report.html")

@@ -115,11 +115,9 @@ class Proposals:
 
     def _outcome(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
         if record.state == State.COMPLETE:
-            accuracy, *others = costs(record, self._objectives, self._metric)
-            return TrialState.COMPLETE, [
-                -self._metric.gain(accuracy),
-                *others,
-            ]  # the metric as it is; the study knows its direction
+            _, *others = costs(record, self._objectives, self._metric)
+            assert record.accuracy_valid is not None  # costs() would have raised
+            return TrialState.COMPLETE, [record.accuracy_valid, *others]  # the study knows the metric's direction
         return (TrialState.PRUNED if record.state == State.OVER_BUDGET else TrialState.FAIL), None
 
     def _constraints(self, record: TrialRecord) -> dict[str, float]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import openvino as ov
 
 HEAVY_TYPES = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Gemm", "BinaryConvolution")
+FUSED_TYPE = "Subgraph"
+"""Consecutive small linear layers may be fused into one node, which keeps their names."""
 INTEGER_TYPES = ("i8", "u8")
 SCALED_SUFFIX = "/DequantizationMultiply"
 """OpenVINO names a matrix product after the scale that it pulls through it."""
@@ -39,11 +41,10 @@ def kernels(compiled: ov.CompiledModel, layers: Iterable[str]) -> dict[str, Kern
     found: dict[str, Kernel] = {}
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
-        if _text(info, "layerType") not in HEAVY_TYPES:
-            continue
+        kind = _text(info, "layerType")
         for name in _text(info, "originalLayersNames").split(","):
-            name = name.removesuffix(SCALED_SUFFIX)
-            if name in wanted:
+            name = name.removesuffix(SCALED_SUFFIX) if kind in HEAVY_TYPES else name
+            if name in wanted and kind in (*HEAVY_TYPES, FUSED_TYPE):
                 found[name] = Kernel(name, _text(info, "primitiveType"), _text(info, "runtimePrecision"))
     return found
 

@@ -19,6 +19,8 @@ from autocompress.record import Latency
 ROUND_SECONDS = 2e-3
 """Each model's share of a round: long against the clock, short against drift."""
 MIN_ROUNDS, MAX_ROUNDS = 30, 400
+FEWEST_ROUNDS = 9
+"""Of slow models, for which 30 rounds do not fit into the time; their interval says what that costs."""
 MAX_SECONDS = 2.0
 """Per candidate."""
 HALF_WIDTH = 0.01
@@ -68,7 +70,10 @@ def measure(
         reference_seconds = (first + timers[0].block_seconds()) / 2
         for samples, seconds in zip(ratios, blocks, strict=True):
             samples.append(seconds / reference_seconds)
-        if done >= MIN_ROUNDS and (time.perf_counter() > deadline or all(_is_precise(samples, half_width) for samples in ratios)):
+        late = time.perf_counter() > deadline
+        if done >= FEWEST_ROUNDS and late:
+            break
+        if done >= MIN_ROUNDS and all(_is_precise(samples, half_width) for samples in ratios):
             break
     return [_latency(samples, reference_ms) for samples in ratios]
 
@@ -76,7 +81,11 @@ def measure(
 def reference_latency_ms(compiled: ov.CompiledModel) -> float:
     """The reference's own latency: median over rounds, in milliseconds. An absolute time, so only as steady as the machine."""
     timer = Timer(compiled)
-    return float(np.median([timer.block_seconds() for _ in range(MAX_ROUNDS // 2)]) * 1e3)
+    deadline = time.perf_counter() + MAX_SECONDS
+    samples: list[float] = []
+    while len(samples) < FEWEST_ROUNDS or (len(samples) < MAX_ROUNDS // 2 and time.perf_counter() < deadline):
+        samples.append(timer.block_seconds())
+    return float(np.median(samples) * 1e3)
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

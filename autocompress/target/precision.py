@@ -133,7 +133,11 @@ def save(model: ov.Model, path: Path) -> None:
 def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_nodes: list[str], correct_bias: bool) -> ov.Model:
     """NNCF's placement and calibration. Its progress bars are kept off the user's screen."""
     import nncf  # takes 3 s, and only models with an integer layer need it
+    from nncf.common.graph.patterns.patterns import IgnoredPatternNames
+    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
 
+    # NNCF leaves squeeze-and-excite blocks in float on its own; here the policy decides.
+    OPENVINO_IGNORED_PATTERNS.registry_dict.pop(IgnoredPatternNames.SE_BLOCK, None)
     logging.getLogger("nncf").setLevel(logging.ERROR)
     dataset = nncf.Dataset([_positional(model, sample) for sample in samples])
     advanced = nncf.AdvancedQuantizationParameters(

@@ -12,8 +12,9 @@ from autocompress.task import Task
 
 
 def as_tensor(array: Any, device: torch.device | str = "cpu") -> Any:
-    """An array of a batch as a tensor on the model's device."""
-    return torch.as_tensor(array).to(device)
+    """An array of a batch as a tensor on the model's device. NumPy's float64 becomes float32, as models have it."""
+    tensor = torch.as_tensor(array)
+    return tensor.to(device, torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
 
 
 def tensors(inputs: Inputs, device: torch.device | str = "cpu") -> Any:

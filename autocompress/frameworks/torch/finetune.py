@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -33,7 +34,7 @@ def fine_tune(task: Task, model: nn.Module, settings: TuneSettings, progress: Pr
         DivergedError: the loss is not a number.
     """
     torch.manual_seed(settings.seed)
-    teacher = task.model.eval()
+    teacher = copy.deepcopy(task.model).eval()  # the user's model stays in the mode that it is in
     if task.fine_tune is not None:
         task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
     else:
@@ -46,7 +47,8 @@ def fine_tune(task: Task, model: nn.Module, settings: TuneSettings, progress: Pr
 def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
     """Replace the running statistics of batch norms by plain averages over some training batches."""
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
-    if not norms:
+    batches = list(islice(_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)) if norms else []
+    if not batches:
         return
     model.eval()
     momenta = [norm.momentum for norm in norms]
@@ -55,7 +57,7 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
         norm.momentum = None  # a cumulative average
         norm.train()
     with torch.no_grad():
-        for batch in islice(_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
+        for batch in batches:
             call(model, batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -67,11 +69,12 @@ def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSetti
     steps = settings.epochs * _batch_count(task)
     optimizer = task.optimizer(model.parameters()) if task.optimizer else _default_optimizer(model)
     rates = [settings.learning_rate or group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=task.optimizer is None)
     loss_of = _loss(task, teacher, settings.distillation)
     done = 0
     for _ in range(settings.epochs):
         model.train()
+        before = done
         for batch in _batches(task, model, generator):
             loss = loss_of(model, batch)
             if not torch.isfinite(loss):
@@ -86,14 +89,17 @@ def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSetti
                 schedule.step()
             done += 1
             progress(min(done / steps, 1.0))
+        if done == before:
+            raise DivergedError("No batch to train on: batch norm needs batches of at least two samples.")
 
 
 def _batches(task: Task, model: nn.Module, generator: np.random.Generator) -> Iterator[Batch]:
     """Training batches as tensors; whole arrays are shuffled here, a loader shuffles by itself."""
     split, device = task.splits["train"], device_of(model)
+    smallest = 2 if any(isinstance(module, BATCH_NORMS) for module in model.modules()) else 1
     order = generator.permutation(split.length or 0) if split.is_arrays else None
     for batch in split.batches(order):
-        if batch.size > 1:  # batch norm has no statistics of a single sample
+        if batch.size >= smallest:  # batch norm has no statistics of a single sample
             yield Batch(tensors(batch.inputs, device), tensors(batch.targets, device))
 
 
@@ -101,7 +107,10 @@ def _batch_count(task: Task) -> int:
     split = task.splits["train"]
     if split.is_arrays:
         return max(1, -(-(split.length or 0) // split.batch_size))
-    return len(split.source) if hasattr(split.source, "__len__") else sum(1 for _ in split.source)
+    try:
+        return len(split.source)
+    except TypeError:  # a loader of an iterable data set does not know
+        return sum(1 for _ in split.source)
 
 
 def _default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -132,21 +141,26 @@ def _loss(task: Task, teacher: nn.Module, distillation: float) -> Callable[[nn.M
 def _default_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     (output,) = outputs_of(outputs)
     if targets.is_floating_point():
-        return functional.mse_loss(output.reshape(targets.shape), targets)
-    return functional.cross_entropy(output, targets)
+        return functional.mse_loss(output.reshape(targets.shape), targets.to(output.dtype))
+    if output.ndim == 1 or output.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(output.reshape(targets.shape), targets.to(output.dtype))
+    return functional.cross_entropy(output, targets.long())
 
 
 def _distillation(outputs: Any, taught: Any, targets: Any) -> torch.Tensor:
     """Kullback-Leibler divergence of softened classes where the targets are classes, else mean squared difference."""
     pairs = list(zip(outputs_of(outputs), outputs_of(taught), strict=True))
-    classes = (
-        isinstance(targets, torch.Tensor)
-        and not targets.is_floating_point()
-        and len(pairs) == 1
-        and pairs[0][0].shape[1:2] > (1,)
-    )
-    if not classes:
+    axis = _class_axis(pairs[0][0], targets) if len(pairs) == 1 else None
+    if axis is None:
         return torch.stack([functional.mse_loss(mine, theirs) for mine, theirs in pairs]).sum()
-    (mine, theirs) = (functional.log_softmax(logits / TEMPERATURE, 1) for logits in pairs[0])
-    divergence = functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(1).mean()
+    (mine, theirs) = (functional.log_softmax(logits / TEMPERATURE, axis) for logits in pairs[0])
+    divergence = functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(axis).mean()
     return divergence * TEMPERATURE**2
+
+
+def _class_axis(output: torch.Tensor, targets: Any) -> int | None:
+    """The axis of the classes: the last for one target per token, else the second; None where the targets are no classes."""
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or output.ndim < 2:
+        return None
+    axis = output.ndim - 1 if targets.shape == output.shape[:-1] else 1
+    return axis if output.shape[axis] > 1 else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrize
 
+from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.torch.calls import example_inputs
 from autocompress.frameworks.torch.convert import convert
@@ -27,6 +30,9 @@ class TorchFramework:
 
     name = "torch"
 
+    def __init__(self) -> None:
+        self._examples: dict[int, Any] = {}
+
     def digest(self, task: Task) -> str:
         """A hash of the printed architecture and of every weight."""
         found = hashlib.sha256(repr(task.model).encode())
@@ -37,13 +43,23 @@ class TorchFramework:
             )
         return found.hexdigest()[:16]
 
+    def _example(self, task: Task, batch: int) -> Any:
+        """Example inputs, read once: every candidate of a run is converted at the same shapes."""
+        if batch not in self._examples:
+            self._examples[batch] = example_inputs(task, batch)
+        return self._examples[batch]
+
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
-        return inspect(copy.deepcopy(task.model), example_inputs(task, 1))
+        for name, module in task.model.named_modules():
+            if parametrize.is_parametrized(module):
+                remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
+                raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
+        return inspect(copy.deepcopy(task.model), self._example(task, 1))
 
     def compress(self, task: Task, policy: Policy, criterion: str) -> Candidate:
         """Prune physically, then simulate the policy's bits and zeros."""
-        model, example = copy.deepcopy(task.model), example_inputs(task, 1)
+        model, example = copy.deepcopy(task.model), self._example(task, 1)
         if policy.pruning:
             remove_channels(model, example, removed_channels(model, example, policy.pruning, criterion))
         macs = {layer.name: layer.macs for layer in layers_of(model, example)}
@@ -71,4 +87,4 @@ class TorchFramework:
         """Convert a plain copy whose weights lie on their grids."""
         plain = copy.deepcopy(candidate.model)
         codes = settle(plain)
-        return Converted(convert(plain, example_inputs(task, batch)), codes)
+        return Converted(convert(plain, self._example(task, batch)), codes)

@@ -12,6 +12,7 @@ from torch import nn
 from autocompress.frameworks.torch.calls import call, outputs_of
 from autocompress.frameworks.torch.prune import (
     HEAVY,
+    TRANSPOSED,
     dependency_graph,
     group_of,
     quiet,
@@ -35,10 +36,9 @@ def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
     hooks = []
 
     def count(name: str) -> Any:
-        def hook(module: Any, _: Any, output: torch.Tensor) -> None:
+        def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             weight = module.weight
-            positions = output[0].numel() // _output_channels(module)
-            macs = positions * weight.numel() + (layers[name].macs if name in layers else 0)
+            macs = _positions(module, inputs[0], output) * weight.numel() + (layers[name].macs if name in layers else 0)
             layers[name] = Layer(name, type(module).__name__, tuple(weight.shape), macs)
 
         return hook
@@ -56,8 +56,11 @@ def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
     return tuple(layers[name] for name, _ in model.named_modules() if name in layers)
 
 
-def _output_channels(module: Any) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+def _positions(module: Any, value: torch.Tensor, output: torch.Tensor) -> int:
+    """How often the whole weight is applied to the one sample of the example."""
+    if isinstance(module, TRANSPOSED):
+        return value.numel() // int(module.in_channels)
+    return output.numel() // int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
 
 
 def _groups_of(model: nn.Module, example: Any) -> tuple[tuple[Group, ...], tuple[FrozenGroup, ...]]:
@@ -96,7 +99,7 @@ def _refuted(model: nn.Module, example: Any, groups: list[Group]) -> str | None:
     last = groups[-1]
     if last.channels < 2:
         return "it has a single channel"
-    removed = {group.name: list(range(0, group.channels, 2)) for group in groups}
+    removed = {group.name: _irregular_half(group.channels) for group in groups}
     try:
         pruned = copy.deepcopy(model)
         remove_channels(pruned, example, removed)
@@ -111,6 +114,12 @@ def _refuted(model: nn.Module, example: Any, groups: list[Group]) -> str | None:
     if not difference <= TOLERANCE:
         return f"removing its channels changes the output by {difference:.1e} of its range more than silencing them"
     return None
+
+
+def _irregular_half(channels: int) -> list[int]:
+    """Half of the channels, unevenly spread: every second one would hide that a grouped convolution needs as many per group."""
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(channels))
+    return sorted(order[: channels // 2].tolist())
 
 
 def _silenced(model: nn.Module, example: Any, removed: dict[str, list[int]]) -> nn.Module:

@@ -52,7 +52,7 @@ def removed_channels(model: nn.Module, example: Any, ratios: Mapping[str, float]
         channels = graph.get_out_channels(module)
         scores = importance(group_of(graph, module, list(range(channels))))
         order = torch.argsort(scores, stable=True).tolist()
-        removed[name] = sorted(order[: round(channels * ratio)])
+        removed[name] = sorted(order[: min(round(channels * ratio), channels - 1)])
     return removed
 
 
