@@ -102,8 +102,13 @@ def check_integrity(path: Path) -> None:
             f"{path}: {error}",
             "Export it with: autocompress export RUN --best --out DIR.",
         ) from error
+    unlisted = set(FILES) - set(expected)
+    if unlisted:
+        raise BundleError(
+            f"{CHECKSUMS} lists every file of a bundle", f"{path} without {', '.join(sorted(unlisted))}", "Export it again."
+        )
     for name in FILES:
-        file, checksum = path / name, expected.get(name)
+        file, checksum = path / name, expected[name]
         if not file.is_file() or _sha256(file) != checksum:
             state = "changed since the export" if file.is_file() else "missing"
             raise BundleError("Every file of a bundle matches its checksum", f"{file}, which is {state}", "Export it again.")

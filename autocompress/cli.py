@@ -36,16 +36,18 @@ OutOption = Annotated[str | None, typer.Option("--out", help="The run folder.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with the same settings; options win over it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-EpochsOption = Annotated[int | None, typer.Option(help="Fine-tuning epochs per candidate, instead of the task's.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Inference threads of the target.")]
-SeedOption = Annotated[int | None, typer.Option(help="Of shuffling and sampling.")]
+EpochsOption = Annotated[str | None, typer.Option(metavar="N", help="Fine-tuning epochs per candidate, instead of the task's.")]
+ThreadsOption = Annotated[str | None, typer.Option(metavar="N", help="Inference threads of the target.")]
+SeedOption = Annotated[str | None, typer.Option(metavar="N", help="Of shuffling and sampling.")]
 
 
 @app.command()
 def search(
     task: TaskArgument = None,
     budget: Annotated[str | None, typer.Option(help="Latency budget: 0.25ms, 50%, 0.5x, or '70% of int8'.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates to score; over-budget ones are not counted.")] = None,
+    trials: Annotated[
+        str | None, typer.Option(metavar="N", help="Candidates to score; over-budget ones are not counted.")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="When to stop: 90s, 8m, 1.5h.")] = None,
     out: OutOption = None,
     space: Annotated[
@@ -86,7 +88,8 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
 
     settings = load_config(config or _own_config(overrides["out"], resume), overrides)
     if resume and (overrides["max_trials"] or overrides["max_time"]):  # a new limit replaces the old ones, of either kind
-        settings = settings.model_copy(update={limit: overrides[limit] for limit in ("max_trials", "max_time")})
+        dropped = "max_trials" if overrides["max_trials"] is None else "max_time" if overrides["max_time"] is None else None
+        settings = settings.model_copy(update={dropped: None}) if dropped else settings
     if settings.task is None:
         raise _missing_task()
     settings = settings.model_copy(update={"task": absolute_reference(settings.task)})

@@ -86,6 +86,14 @@ class ConsoleWatcher(Watcher):
             self._progress.update(self._task, **fields)  # type: ignore[arg-type]
 
 
+@contextmanager
+def printing() -> Iterator[Watcher]:
+    """A watcher that shows a search on standard output."""
+    watcher = ConsoleWatcher(Console())
+    with watcher.live():
+        yield watcher
+
+
 def front_table(front: pd.DataFrame, metric: str, has_test: bool) -> Table:
     """The front as a table for people; fits into 80 columns."""
     table = Table(

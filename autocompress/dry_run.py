@@ -30,6 +30,7 @@ def dry_run(task: Task, config: SearchConfig) -> str:
     prepared = prepare(task, config)
     bench, space = prepared.bench, prepared.space
     budget_ms = prepared.budget_ms(config)
+    prepared.require_reachable(config)
     start = time.perf_counter()
     middle = bench.candidate(space.policy(space.level(0.5)))
     bench.untrained_latency(middle)

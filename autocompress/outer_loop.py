@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from autocompress import baselines
 from autocompress.config import SearchConfig, validated
-from autocompress.console import ConsoleWatcher
+from autocompress.console import printing
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.run import Run
@@ -61,9 +59,8 @@ def search(
     config = validated(SearchConfig, {key: value for key, value in data.items() if value is not None})
     if watcher is not None:
         return run_search(task, config, resume=resume, watcher=watcher)
-    watcher = ConsoleWatcher(Console())
-    with watcher.live():
-        return run_search(task, config, resume=resume, watcher=watcher)
+    with printing() as shown:
+        return run_search(task, config, resume=resume, watcher=shown)
 
 
 def run_search(task: Task, config: SearchConfig, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
@@ -95,7 +92,8 @@ class Search(Run):
         return Result(self.folder.path)
 
     def _refuse_what_cannot_work(self) -> None:
-        """A study that cannot be read."""
+        """A budget that nothing keeps, a study that cannot be read."""
+        self.prepared.require_reachable(self.config)
         seed = self.config.seed + len(self.folder.records())
         self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms, seed)
 

@@ -5,6 +5,7 @@ Nothing is written here, so whatever is wrong leaves an existing run untouched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,24 +61,25 @@ class Prepared:
     landmarks: Landmarks
 
     def budget_ms(self, config: SearchConfig) -> float | None:
-        """The budget in milliseconds.
-
-        Raises:
-            ConfigError: no candidate of the space can keep it.
-        """
+        """The budget in milliseconds."""
         if config.latency_budget is None:
             return None
-        marks = self.landmarks
-        budget_ms = config.latency_budget.resolve_ms(marks.original_ms, marks.int8_ms)
-        known = self.space.decisions and marks.fastest_ms < float("inf")  # a single policy may be any
-        if known and budget_ms < marks.fastest_ms * BUDGET_SLACK:
+        return config.latency_budget.resolve_ms(self.landmarks.original_ms, self.landmarks.int8_ms)
+
+    def require_reachable(self, config: SearchConfig) -> None:
+        """Refuse a budget that no candidate of the space can keep.
+
+        Raises:
+            ConfigError: the budget is below the latency of the fastest candidate.
+        """
+        marks, budget_ms = self.landmarks, self.budget_ms(config)
+        if budget_ms is not None and math.isfinite(marks.fastest_ms) and budget_ms < marks.fastest_ms * BUDGET_SLACK:
             raise ConfigError(
                 "A budget is at least what the fastest candidate of the space takes",
                 f"{config.budget} = {budget_ms:.4g} ms",
                 f"The fastest takes {marks.fastest_ms:.4g} ms, {marks.fastest_ms / marks.original_ms:.1%} of the original and "
                 f"{marks.fastest_ms / marks.int8_ms:.0%} of int8. Raise the budget or widen the space.",
             )
-        return budget_ms
 
 
 def open_bench(

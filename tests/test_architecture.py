@@ -27,8 +27,9 @@ LAYERS = [
     ["report", "result", "bundle", "trial"],
     ["setup", "verification"],
     ["run"],
-    ["outer_loop", "single", "dry_run"],
     ["console"],
+    ["outer_loop", "single"],
+    ["dry_run"],
     ["cli"],
     ["__main__"],
 ]

@@ -46,9 +46,8 @@ def fine_tune(task: Task, model: nn.Module, settings: TuneSettings, progress: Pr
 
 def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
     """Replace the running statistics of batch norms by plain averages over some training batches."""
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
-    batches = list(islice(_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)) if norms else []
-    if not batches:
+    norms = [norm for norm in _batch_norms(model) if norm.track_running_stats]
+    if not norms or _comes_alone(task):
         return
     model.eval()
     momenta = [norm.momentum for norm in norms]
@@ -57,7 +56,7 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
         norm.momentum = None  # a cumulative average
         norm.train()
     with torch.no_grad():
-        for batch in batches:
+        for batch in islice(_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
             call(model, batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -71,10 +70,12 @@ def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSetti
     rates = [settings.learning_rate or group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=task.optimizer is None)
     loss_of = _loss(task, teacher, settings.distillation)
-    done = 0
+    done, alone = 0, _comes_alone(task)
     for _ in range(settings.epochs):
         model.train()
-        before = done
+        if alone:  # a single sample has no statistics; the original's stand still
+            for norm in _batch_norms(model):
+                norm.eval()
         for batch in _batches(task, model, generator):
             loss = loss_of(model, batch)
             if not torch.isfinite(loss):
@@ -89,18 +90,26 @@ def _train(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSetti
                 schedule.step()
             done += 1
             progress(min(done / steps, 1.0))
-        if done == before:
-            raise DivergedError("No batch to train on: batch norm needs batches of at least two samples.")
 
 
 def _batches(task: Task, model: nn.Module, generator: np.random.Generator) -> Iterator[Batch]:
     """Training batches as tensors; whole arrays are shuffled here, a loader shuffles by itself."""
     split, device = task.splits["train"], device_of(model)
-    smallest = 2 if any(isinstance(module, BATCH_NORMS) for module in model.modules()) else 1
+    smallest = 2 if _batch_norms(model) and not _comes_alone(task) else 1
     order = generator.permutation(split.length or 0) if split.is_arrays else None
     for batch in split.batches(order):
-        if batch.size >= smallest:  # batch norm has no statistics of a single sample
+        if batch.size >= smallest:  # the last batch of a pass may be a single sample
             yield Batch(tensors(batch.inputs, device), tensors(batch.targets, device))
+
+
+def _batch_norms(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+
+
+def _comes_alone(task: Task) -> bool:
+    """True where the training data come one sample at a time."""
+    split = task.splits["train"]
+    return (split.batch_size if split.is_arrays else getattr(split.source, "batch_size", None)) == 1
 
 
 def _batch_count(task: Task) -> int:
@@ -118,7 +127,7 @@ def _default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
     On ResNet-8 with 75 % of the channels pruned, three epochs of this SGD gave .930, of AdamW .852 to .924 by its rate.
     """
-    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+    if _batch_norms(model):
         return torch.optim.SGD(model.parameters(), SGD_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return torch.optim.AdamW(model.parameters(), ADAMW_RATE)
 

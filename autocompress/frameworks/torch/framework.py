@@ -6,6 +6,7 @@ import copy
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,7 +32,7 @@ class TorchFramework:
     name = "torch"
 
     def __init__(self) -> None:
-        self._examples: dict[int, Any] = {}
+        self._examples: WeakKeyDictionary[Task, dict[int, Any]] = WeakKeyDictionary()
 
     def digest(self, task: Task) -> str:
         """A hash of the printed architecture and of every weight."""
@@ -45,9 +46,10 @@ class TorchFramework:
 
     def _example(self, task: Task, batch: int) -> Any:
         """Example inputs, read once: every candidate of a run is converted at the same shapes."""
-        if batch not in self._examples:
-            self._examples[batch] = example_inputs(task, batch)
-        return self._examples[batch]
+        known = self._examples.setdefault(task, {})
+        if batch not in known:
+            known[batch] = example_inputs(task, batch)
+        return known[batch]
 
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
