@@ -21,6 +21,7 @@ from autocompress.report.tables import write_tables
 from autocompress.result import Result
 from autocompress.run_folder import RunFolder
 from autocompress.setup import Prepared, prepare
+from autocompress.space import preset_names
 from autocompress.task import Task
 from autocompress.trial import TrialRunner
 from autocompress.watch import Watcher
@@ -195,7 +196,10 @@ class Run:
             fingerprint=prepared.fingerprint,
             versions=installed_versions(),
         )
-        self.folder.write_text("config.yaml", self.config.model_copy(update={"recorded": recorded}).to_yaml())
+        own_space = self.config.space not in preset_names()  # a file's path would not hold from another folder
+        space = self.space.spec.model_dump(mode="json") if own_space else self.config.space
+        resolved = self.config.model_copy(update={"recorded": recorded, "space": space})
+        self.folder.write_text("config.yaml", resolved.to_yaml())
         self._write_samples()
 
     def _write_samples(self) -> None:
