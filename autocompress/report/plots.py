@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autocompress.result import Result
 
 FRONT, BASELINE, OTHER, BUDGET = "#1b6ca8", "#c8553d", "#b8bec5", "#2a9d4e"
+SIZE_COLUMNS = {"size": "size_bytes", "compressed_size": "compressed_bytes"}
 SIZE_INCHES, DPI = (8.0, 5.0), 150
 
 
@@ -25,6 +26,8 @@ def plot_front(result: Result) -> Figure:
     axes.set_xscale("log")
     axes.scatter(others["latency_ms"], others["accuracy_valid"], s=18, color=OTHER, label="dominated trials", zorder=2)
     _draw_front(axes, front, joined=len(result.objectives) == 2)
+    if len(result.objectives) > 2 and front["size_bytes"].nunique() > 1:
+        _color_by_size(figure, axes, front, SIZE_COLUMNS[result.objectives[2]])
     _draw_baselines(axes, complete[complete["source"].str.startswith("baseline:")])
     _limit(axes, complete, result.budget_ms)
     if result.budget_ms is not None:
@@ -64,6 +67,13 @@ def _draw_front(axes: Axes, front: pd.DataFrame, joined: bool) -> None:
         label="front, 95 % interval",
         zorder=3,
     )
+
+
+def _color_by_size(figure: Figure, axes: Axes, front: pd.DataFrame, column: str) -> None:
+    """The third objective, as the colour of the points."""
+    kilobytes = front[column] / 1000
+    points = axes.scatter(front["latency_ms"], front["accuracy_valid"], c=kilobytes, cmap="viridis", norm="log", s=42, zorder=3.5)
+    figure.colorbar(points, ax=axes, label=f"{column.replace('_bytes', '')} in kB (logarithmic)", format="{x:.0f}", pad=0.01)
 
 
 def _draw_baselines(axes: Axes, baselines: pd.DataFrame) -> None:
