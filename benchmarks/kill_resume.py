@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-STARTUP_S = 8.0
+STARTUP_S = 2.0
 
 
 def records(run: Path) -> dict[str, dict]:
@@ -52,13 +52,13 @@ def main() -> int:
     options = parser.parse_args()
     shutil.rmtree(options.run, ignore_errors=True)
     command = [sys.executable, "-m", "autocompress", "search", options.task, "--out", str(options.run), "--resume"]
-    command += ["--trials", str(options.trials), "--epochs", str(options.epochs), "--keep", "all"]
+    command += ["--trials", str(options.trials), "--epochs", str(options.epochs), "--keep", "all", "--budget", "70% of int8"]
     moments = random.Random(options.seed)
     faults = []
     for kill in range(options.kills):
         before, weights = complete(options.run), tuned_at(options.run)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        time.sleep(STARTUP_S + moments.uniform(0, 25))
+        time.sleep(STARTUP_S + moments.uniform(0, 28))
         alive = process.poll() is None
         process.kill()
         process.wait()
