@@ -160,7 +160,7 @@ def validated(model: type[ModelType], data: dict[str, Any]) -> ModelType:
             raise ConfigError(
                 f"Unknown key '{place}'", None, f"Known keys: {', '.join(_known_keys(model, first['loc']))}."
             ) from error
-        raise ConfigError(f"{place}: {first['msg']}", repr(first["input"])) from error
+        raise ConfigError(f"{place}: {first['msg'].removeprefix('Value error, ')}", repr(first["input"])) from error
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
