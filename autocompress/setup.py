@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autocompress.config import CompressionConfig, SearchConfig
@@ -141,11 +141,12 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
     identity["space"] = space_identity(spec)
     if known:
         require_same(known["identity"], identity)
+    failed: list[str] = []
     try:
-        landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space)
+        landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space, failed)
     except StageError as error:
         raise TaskError("The model can be converted and quantized", str(error)) from error
-    return Prepared(bench, space, found, identity, landmarks)
+    return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, identity, landmarks)
 
 
 def _is_fixed(task: Task, name: str) -> bool:
@@ -191,11 +192,14 @@ def _another_run(changed: list[str]) -> RunFolderError:
     )
 
 
-def _landmarks(bench: Workbench, space: SearchSpace) -> Landmarks:
-    """Measured on untrained candidates: INT8 without pruning, and the most compressed points of the space."""
+def _landmarks(bench: Workbench, space: SearchSpace, failed: list[str]) -> Landmarks:
+    """Measured on untrained candidates: INT8 without pruning, and the most compressed points of the space.
+
+    What could not be built is added to `failed`, in words.
+    """
     int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure, 0.0, 1)), half_width=0.01).ms
     points = {Plan.of(policy).key: policy for policy in (space.policy(space.level(level)) for level in (1.0, 2 / 3))}
-    fastest = min((_latency_ms(bench, policy) for policy in points.values()), default=float("inf"))
+    fastest = min((_latency_ms(bench, policy, failed) for policy in points.values()), default=float("inf"))
     stick = measure([yardstick(bench.target)], bench.reference, bench.reference_ms)[0]
     return Landmarks(bench.reference_ms, int8, min(fastest, int8) if _holds_int8(bench, space) else fastest, stick.ratio)
 
@@ -204,9 +208,10 @@ def _holds_int8(bench: Workbench, space: SearchSpace) -> bool:
     return space.indices(uniform_policy(bench.structure, 0.0, 1)) is not None
 
 
-def _latency_ms(bench: Workbench, policy: Policy) -> float:
+def _latency_ms(bench: Workbench, policy: Policy, failed: list[str]) -> float:
     """Infinite for a candidate that cannot be built: its trial will be recorded as failed, and the search goes on."""
     try:
         return bench.untrained_latency(bench.candidate(policy)).ms
-    except Exception:  # pruning and conversion of user models fail in any way
+    except Exception as error:  # pruning and conversion of user models fail in any way
+        failed.append(f"one of the most compressed candidates cannot be built: {type(error).__name__}: {error}")
         return float("inf")
