@@ -27,7 +27,7 @@ from autocompress.errors import BundleError
 from autocompress.record import TrialRecord
 from autocompress.run_folder import RunFolder
 from autocompress.target.evaluate import predict
-from autocompress.target.runtime import compile_for_latency, latency_hints
+from autocompress.target.runtime import compile_model, hints_of
 
 CHECKSUMS = "SHA256SUMS"
 INFER = '''"""Run the model: python infer.py INPUT.npy [INPUT.npy ...]; without arguments, on the stored samples."""
@@ -82,7 +82,7 @@ def write_bundle(folder: RunFolder, record: TrialRecord, path: Path) -> None:
     _write_contract(path, target, run["preprocessing"])
     _write_json(path / "policy.json", record.plan.policy)
     _write_json(path / "promise.json", promise_of(record, run))
-    (path / "infer.py").write_text(INFER.format(device=target.device, hints=latency_hints(target)))
+    (path / "infer.py").write_text(INFER.format(device=target.device, hints=hints_of(target)))
     sums = (f"{_sha256(file)}  {file.name}" for file in sorted(path.iterdir()))
     (path / CHECKSUMS).write_text("\n".join(sums) + "\n")
 
@@ -123,7 +123,7 @@ def model_inputs(path: Path) -> list[NDArray[Any]]:
 
 def _write_contract(path: Path, target: Target, preprocessing: dict[str, Any] | None) -> None:
     """contract.json, and the outputs for the samples, computed from the IR that is shipped."""
-    compiled = compile_for_latency(path / "model.xml", target)
+    compiled = compile_model(path / "model.xml", target)
     with np.load(path / "samples.npz") as stored:
         names = (
             list(stored) if all(name.isdigit() for name in stored) else [_sample_name(port, stored) for port in compiled.inputs]

@@ -7,6 +7,7 @@ AutocompressError
 │   ├── PolicyError      a bit-width, ratio or layer name in a policy
 │   ├── SpaceError       a preset or search-space file
 │   ├── TargetError      the device, its hints
+│   ├── ModelError       a model file, or the shapes of its inputs
 │   ├── RunFolderError   a run folder that is missing, foreign, changed or damaged
 │   └── BundleError      an exported bundle that is missing or damaged
 ├── StageError           one trial failed; it is recorded and the search goes on
@@ -51,6 +52,10 @@ class SpaceError(UserError):
 
 class TargetError(UserError):
     """The target cannot be used."""
+
+
+class ModelError(UserError):
+    """A model file cannot be used."""
 
 
 class RunFolderError(UserError):

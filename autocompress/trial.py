@@ -30,7 +30,7 @@ from autocompress.target import precision
 from autocompress.target.evaluate import evaluate
 from autocompress.target.executed import kernels
 from autocompress.target.meter import measure, reference_latency_ms
-from autocompress.target.runtime import compile_for_latency, compile_for_throughput
+from autocompress.target.runtime import compile_for_scoring, compile_model
 from autocompress.task import Task
 from autocompress.watch import Watcher
 
@@ -61,7 +61,7 @@ class Workbench:
     def reference(self) -> ov.CompiledModel:
         """The original model at the target's default precision: what the user would deploy today."""
         original = self.framework.compress(self.task, Policy(), self.config.criterion)
-        return compile_for_latency(self.framework.to_openvino(self.task, original, self.target.batch).model, self.target)
+        return compile_model(self.framework.to_openvino(self.task, original, self.target.batch).model, self.target)
 
     @cached_property
     def samples(self) -> list[Inputs]:
@@ -95,7 +95,7 @@ class Workbench:
             if compact and grid.bits <= 4 and candidate.policy.layer(name).is_integer
         ]
         if packed:
-            running = kernels(compile_for_latency(model, target), packed)
+            running = kernels(compile_model(model, target), packed)
             wide = [name for name in packed if name in running and not running[name].is_integer]
             if wide:
                 model = precision.place_precision(
@@ -107,7 +107,7 @@ class Workbench:
     def untrained_latency(self, candidate: Candidate, half_width: float = GATE_HALF_WIDTH) -> Latency:
         """The latency that a candidate will have once it is trained, measured before any training."""
         model, _ = self.deploy(candidate, self.target, trained=False, samples=self.samples[:1])
-        return measure([compile_for_latency(model, self.target)], self.reference, self.reference_ms, half_width)[0]
+        return measure([compile_model(model, self.target)], self.reference, self.reference_ms, half_width)[0]
 
 
 def tune_settings(task: Task, config: CompressionConfig) -> TuneSettings:
@@ -184,7 +184,7 @@ class TrialRunner:
             return
         with self._stage(record, Stage.EXPORT_UNTRAINED):
             model, _ = self.bench.deploy(candidate, self._target(record), trained=False, samples=self.bench.samples[:1])
-            compiled = compile_for_latency(model, self._target(record))
+            compiled = compile_model(model, self._target(record))
         with self._stage(record, Stage.MEASURE_UNTRAINED):
             record.latency_untrained = measure([compiled], self.bench.reference, self.bench.reference_ms, GATE_HALF_WIDTH)[0]
 
@@ -207,7 +207,7 @@ class TrialRunner:
             model, record.notes = self.bench.deploy(candidate, target, trained=record.plan.tune, samples=self.bench.samples)
             precision.save(model, path)
             record.size_bytes, record.compressed_bytes = _sizes(path)
-            self._read_kernels(record, compile_for_latency(path, target), candidate.macs)
+            self._read_kernels(record, compile_model(path, target), candidate.macs)
 
     def _read_kernels(self, record: TrialRecord, compiled: ov.CompiledModel, macs: dict[str, int]) -> None:
         """How much of what the policy quantizes really runs in INT8."""
@@ -222,7 +222,7 @@ class TrialRunner:
         if Stage.MEASURE in record.done:
             return
         with self._stage(record, Stage.MEASURE):
-            compiled = compile_for_latency(self._model_path(record), self._target(record))
+            compiled = compile_model(self._model_path(record), self._target(record))
             record.latency_trained = measure([compiled], self.bench.reference, self.bench.reference_ms)[0]
 
     def _evaluate(self, record: TrialRecord) -> None:
@@ -231,12 +231,12 @@ class TrialRunner:
 
     def score(self, record: TrialRecord, split: str) -> float:
         """The task's metric of a trial's IR on a split."""
-        compiled = compile_for_throughput(self._model_path(record), self._target(record))
+        compiled = compile_for_scoring(self._model_path(record), self._target(record))
         return evaluate(compiled, self.bench.task.splits[split], self.bench.task.scorer)
 
     def measure_again(self, records: Sequence[TrialRecord]) -> None:
         """Measure trials interleaved with the reference and with each other, and save it as their final latency."""
-        compiled = [compile_for_latency(self._model_path(record), self._target(record)) for record in records]
+        compiled = [compile_model(self._model_path(record), self._target(record)) for record in records]
         for record, latency in zip(records, measure(compiled, self.bench.reference, self.bench.reference_ms), strict=True):
             record.latency_final = latency
             self.folder.save(record)

@@ -14,7 +14,7 @@ from autocompress.device import Fingerprint, Target
 from autocompress.errors import BundleError
 from autocompress.target.evaluate import evaluate
 from autocompress.target.meter import measure, reference_latency_ms
-from autocompress.target.runtime import compile_for_latency, compile_for_throughput, fingerprint
+from autocompress.target.runtime import compile_for_scoring, compile_model, fingerprint
 from autocompress.target.yardstick import yardstick
 from autocompress.task import Task
 
@@ -59,7 +59,7 @@ def verify(path: str | Path, task: Task | None = None) -> list[Check]:
     checks.append(_check_latency(path, target, promise) if not differences else _check_budget(path, target, promise, differences))
     for split in ("valid", "test") if task else ():
         if task and split in task.splits and promise[f"accuracy_{split}"] is not None:
-            found = evaluate(compile_for_throughput(path / "model.xml", target), task.splits[split], task.scorer)
+            found = evaluate(compile_for_scoring(path / "model.xml", target), task.splits[split], task.scorer)
             expected = promise[f"accuracy_{split}"]
             lost = task.scorer.gain(expected) - task.scorer.gain(found)
             kept = lost <= ACCURACY_TOLERANCE[not differences] * max(1.0, abs(expected))
@@ -68,7 +68,7 @@ def verify(path: str | Path, task: Task | None = None) -> list[Check]:
 
 
 def _check_outputs(path: Path, target: Target, same_target: bool) -> Check:
-    compiled = compile_for_latency(path / "model.xml", target)
+    compiled = compile_model(path / "model.xml", target)
     with np.load(path / "expected.npz") as stored:
         expected = [stored[name] for name in stored]
     actual = sample_outputs(compiled, model_inputs(path))
@@ -78,7 +78,7 @@ def _check_outputs(path: Path, target: Target, same_target: bool) -> Check:
 
 
 def _check_latency(path: Path, target: Target, promise: dict[str, Any]) -> Check:
-    compiled = compile_for_latency(path / "model.xml", target)
+    compiled = compile_model(path / "model.xml", target)
     stick = yardstick(target)
     found = measure([compiled], stick, reference_latency_ms(stick))[0]
     expected = promise["latency_yardsticks"]
@@ -93,7 +93,7 @@ def _check_latency(path: Path, target: Target, promise: dict[str, Any]) -> Check
 
 def _check_budget(path: Path, target: Target, promise: dict[str, Any], differences: list[str]) -> Check:
     """On another target only the budget, in milliseconds, can be held against it."""
-    found_ms = reference_latency_ms(compile_for_latency(path / "model.xml", target))
+    found_ms = reference_latency_ms(compile_model(path / "model.xml", target))
     budget_ms = promise["budget_ms"]
     promised = f"{promise['latency_ms']:.4g} ms on another target ({'; '.join(differences)})"
     if budget_ms is None:

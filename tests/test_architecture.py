@@ -19,6 +19,7 @@ HEAVY = ["torch", "torch_pruning", "tensorflow", "keras", "openvino", "nncf", "o
 LAYERS = [
     ["errors", "structure", "device"],
     ["policy", "grids", "data", "metrics"],
+    ["capabilities"],
     ["record", "budget", "task"],
     ["config", "run_folder", "watch"],
     ["front", "space"],

@@ -21,7 +21,7 @@ from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.target.evaluate import evaluate, feed, predict
 from autocompress.target.precision import heavy_nodes
-from autocompress.target.runtime import compile_for_latency, compile_for_throughput
+from autocompress.target.runtime import compile_for_scoring, compile_model
 
 F32 = Target(precision="f32")
 
@@ -122,7 +122,7 @@ def compressed(cases: Cases, task: ac.Task, policy: ac.Policy) -> Candidate:
 
 
 def converted_outputs(cases: Cases, task: ac.Task, candidate: Candidate, batch: int = 1) -> list[NDArray[Any]]:
-    compiled = compile_for_latency(cases.framework.to_openvino(task, candidate, batch).model, F32)
+    compiled = compile_model(cases.framework.to_openvino(task, candidate, batch).model, F32)
     found = predict(compiled, [(first_inputs(task, batch), batch)])
     return list(found) if isinstance(found, tuple) else [found]
 
@@ -196,7 +196,7 @@ def test_a_layer_that_is_called_twice_is_two_nodes_of_one_name(cases: Cases) -> 
 
 def test_named_inputs_reach_the_inputs_of_their_names(cases: Cases) -> None:
     task = cases.task("named inputs")
-    compiled = compile_for_latency(cases.framework.to_openvino(task, compressed(cases, task, ac.Policy()), 1).model, F32)
+    compiled = compile_model(cases.framework.to_openvino(task, compressed(cases, task, ac.Policy()), 1).model, F32)
     inputs = first_inputs(task)
     swapped = {"upper": inputs["lower"], "lower": inputs["upper"]}
     (expected,) = cases.outputs(task.model, swapped)
@@ -237,7 +237,7 @@ def test_the_weights_file_holds_no_pickle(cases: Cases, tmp_path: Path) -> None:
 
 def scored(cases: Cases, task: ac.Task, candidate: Candidate) -> float:
     model = cases.framework.to_openvino(task, candidate, 1).model
-    return evaluate(compile_for_throughput(model, F32), task.splits["valid"], task.scorer)
+    return evaluate(compile_for_scoring(model, F32), task.splits["valid"], task.scorer)
 
 
 def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:

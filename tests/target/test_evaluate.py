@@ -16,7 +16,7 @@ from autocompress.device import Target
 from autocompress.errors import ConversionError, TaskError
 from autocompress.metrics import Metric, resolve_metric
 from autocompress.target.evaluate import batch_size, evaluate, feed
-from autocompress.target.runtime import compile_for_throughput
+from autocompress.target.runtime import compile_for_scoring
 
 INPUTS = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
 OTHERS = np.random.default_rng(1).standard_normal((23, 4)).astype(np.float32)
@@ -30,13 +30,13 @@ def sums(batch: int = 1) -> ov.CompiledModel:
     model = ov.Model(outputs, [first, second])
     for port, name in zip(model.inputs, ("first", "second"), strict=True):
         port.get_tensor().set_names({name})
-    return compile_for_throughput(model, F32)
+    return compile_for_scoring(model, F32)
 
 
 def doubled(batch: int = 1) -> ov.CompiledModel:
     """Twice its only input."""
     parameter = ops.parameter([batch, 4], np.float32, "x")
-    return compile_for_throughput(ov.Model([ops.multiply(parameter, ops.constant(np.float32(2)))], [parameter]), F32)
+    return compile_for_scoring(ov.Model([ops.multiply(parameter, ops.constant(np.float32(2)))], [parameter]), F32)
 
 
 def captured(compiled: ov.CompiledModel, split: Split) -> tuple[Any, NDArray[Any]]:

@@ -10,7 +10,7 @@ from openvino import opset13 as ops
 from autocompress.device import Target
 from autocompress.target import meter
 from autocompress.target.meter import measure, median_interval, random_input, reference_latency_ms
-from autocompress.target.runtime import compile_for_latency
+from autocompress.target.runtime import compile_model
 
 
 def convolutions(count: int, dtype: type = np.float32) -> ov.CompiledModel:
@@ -20,7 +20,7 @@ def convolutions(count: int, dtype: type = np.float32) -> ov.CompiledModel:
     node = parameter if dtype is np.float32 else ops.convert(parameter, np.float32)
     for _ in range(count):
         node = ops.relu(ops.convolution(node, ops.constant(weight), [1, 1], [1, 1], [1, 1], [1, 1]))
-    return compile_for_latency(ov.Model([node], [parameter]), Target(precision="f32"))
+    return compile_model(ov.Model([node], [parameter]), Target(precision="f32"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from autocompress.frameworks.torch.simulate import settle
 from autocompress.target.evaluate import predict
 from autocompress.target.executed import kernels
 from autocompress.target.precision import Converted, heavy_nodes, place_precision, save
-from autocompress.target.runtime import compile_for_latency
+from autocompress.target.runtime import compile_model
 from autocompress.task import Task
 from autocompress.trial import Workbench
 
@@ -58,7 +58,7 @@ def deployed(task: Task, policy: ac.Policy, **options: Any) -> tuple[Candidate, 
 def deployed_weight(node: ov.Node) -> NDArray[np.float32]:
     """What the node multiplies with: its constant subgraph, run."""
     alone = ov.Model([ops.result(node.input_value(1))], [])
-    return np.array(next(iter(compile_for_latency(alone, F32)([]).values())))
+    return np.array(next(iter(compile_model(alone, F32)([]).values())))
 
 
 def trained_weights(candidate: Candidate, norms: dict[str, str]) -> dict[str, NDArray[np.float32]]:
@@ -79,7 +79,7 @@ def trained_weights(candidate: Candidate, norms: dict[str, str]) -> dict[str, ND
 
 def outputs(model: ov.Model, task: Task) -> NDArray[np.float32]:
     images = next(iter(task.splits["valid"].numpy())).inputs[0]
-    return np.asarray(predict(compile_for_latency(model, F32), (((images[i : i + 1],), 1) for i in range(16))))
+    return np.asarray(predict(compile_model(model, F32), (((images[i : i + 1],), 1) for i in range(16))))
 
 
 @pytest.mark.parametrize(("name", "bits"), [(name, bits) for name in NORMS for bits in BITS if name == "conv" or bits != 7])
@@ -161,7 +161,7 @@ def test_every_quantized_layer_runs_in_an_integer_kernel(name: str, bits: int) -
     policy = uniform(task, ac.LayerPolicy(bits, 8))
     bench = Workbench(task, FRAMEWORK, FRAMEWORK.inspect(task), SearchConfig(calibration_samples=4), reference_ms=1.0)
     model, _ = bench.deploy(bench.candidate(policy), bench.target, trained=True, samples=bench.samples)
-    running = kernels(compile_for_latency(model, bench.target), policy.layers)
+    running = kernels(compile_model(model, bench.target), policy.layers)
     assert {layer for layer, kernel in running.items() if kernel.is_integer} == set(policy.layers), running
 
 
@@ -173,7 +173,7 @@ def test_a_float_layer_between_integer_ones_stays_float(name: str) -> None:
     middle = layers[len(layers) // 2]
     policy = ac.Policy({}, {layer: ac.LayerPolicy(8, 8) for layer in layers if layer != middle})
     candidate, _, graph = deployed(task, policy)
-    running = kernels(compile_for_latency(graph, Target()), layers)
+    running = kernels(compile_model(graph, Target()), layers)
     assert {layer for layer in layers if not running[layer].is_integer} == {middle}
     weight = deployed_weight(heavy_nodes(graph)[middle][0])
     norms = NORMS.get(name, {}) or {"block2.conv1": "block2.bn1", "block1.conv2": "block1.bn2"}
@@ -187,7 +187,7 @@ def test_low_bit_weights_with_float_activations_are_on_their_grid_too() -> None:
     expected = trained_weights(candidate, NORMS["conv"])
     for layer, (node,) in heavy_nodes(model).items():
         np.testing.assert_allclose(deployed_weight(node), expected[layer], rtol=1e-4, atol=1e-6)
-    running = kernels(compile_for_latency(model, Target()), candidate.macs)
+    running = kernels(compile_model(model, Target()), candidate.macs)
     assert not any(kernel.is_integer for kernel in running.values())
 
 
