@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autocompress.config import SearchConfig
     from autocompress.device import Target
+    from autocompress.hardware import bench, explain, probe
     from autocompress.outer_loop import search
     from autocompress.policy import LayerPolicy, Policy
     from autocompress.result import Result
@@ -28,7 +29,20 @@ if TYPE_CHECKING:
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
-__all__ = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task", "compress", "search", "verify"]
+__all__ = [
+    "LayerPolicy",
+    "Policy",
+    "Result",
+    "SearchConfig",
+    "Target",
+    "Task",
+    "bench",
+    "compress",
+    "explain",
+    "probe",
+    "search",
+    "verify",
+]
 
 _HOME = {
     "LayerPolicy": "policy",
@@ -37,7 +51,10 @@ _HOME = {
     "SearchConfig": "config",
     "Target": "device",
     "Task": "task",
+    "bench": "hardware",
     "compress": "single",
+    "explain": "hardware",
+    "probe": "hardware",
     "search": "outer_loop",
     "verify": "verification",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autocompress.policy import Policy
 from autocompress.record import Plan
 from autocompress.space import uniform_policy
@@ -16,13 +18,13 @@ def untrained_baselines(structure: Structure, default_precision: str) -> list[tu
     plans = [(ORIGINAL, Plan.of(Policy()))]
     if default_precision != "f32":
         plans.append((FLOAT32, Plan.of(Policy(), precision="f32")))
-    return [*plans, (INT8, Plan.of(uniform_policy(structure, 0.0, 1), tune=False))]
+    return [*plans, (INT8, Plan.of(uniform_policy(structure), tune=False))]
 
 
-def uniform_baselines(structure: Structure, step: int) -> list[tuple[str, Plan]]:
+def uniform_baselines(structure: Structure, steps: Mapping[str, int]) -> list[tuple[str, Plan]]:
     """Every group pruned by one ratio, every layer in INT8, fine-tuned."""
     plans: dict[str, tuple[str, Plan]] = {}
     for ratio in UNIFORM_RATIOS if structure.groups else ():
-        plan = Plan.of(uniform_policy(structure, ratio, step))
+        plan = Plan.of(uniform_policy(structure, ratio, steps))
         plans.setdefault(plan.key, (f"baseline:uniform-{round(ratio * 100)}", plan))
     return list(plans.values())

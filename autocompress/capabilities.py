@@ -41,7 +41,7 @@ class KernelFact(BaseModel):
     Attributes:
         form: of the layers.
         weights, activations: bits, or "float".
-        scheme: storage and quantizers, for example "i8", "i4 → i8", "i4 → f32", "16 levels", "16 levels, then 256".
+        scheme: storage and quantizers, for example "i8", "i4 → i8", "i4 → f32", "i8, 16 levels", "i8, 16 levels, then 256".
         graph: the graph that was timed, in words.
         kernel: the device's name for the kernel that ran, and its precision.
         integer: it is an integer kernel (8 bits, or binary).
@@ -71,7 +71,7 @@ class StepFact(BaseModel):
 
     Attributes:
         precision: "int8" or the default float precision.
-        step: layers whose channels are a multiple of it waste nothing.
+        step: layers whose channels (of one group, in grouped layers) are a multiple of it waste nothing.
         widths, ratios: the channel counts that were timed, and their time relative to the widest.
     """
 
@@ -154,8 +154,15 @@ class Capabilities(BaseModel):
         return max(facts, key=lambda fact: fact.speedup, default=None)
 
     def channel_step(self, form: Form, precision: str) -> int:
-        """The step of a form; 1 where it was not probed."""
+        """The step of a form, for grouped layers of the channels of one group; 1 where it was not probed."""
         return next((fact.step for fact in self.steps if (fact.form, fact.precision) == (form, precision)), 1)
+
+    def zeros_pay(self, form: Form, level: float) -> bool:
+        """True where a layer runs measurably faster with this fraction of zeros, in any precision. Matrix products apart, all
+        forms are judged by convolutions.
+        """
+        probed = "linear" if form == "linear" else "convolution"
+        return any(fact.pays for fact in self.sparsity if fact.form == probed and fact.level <= level)
 
     @property
     def float_precision(self) -> str:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -38,6 +38,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 EpochsOption = Annotated[str | None, typer.Option(metavar="N", help="Fine-tuning epochs per candidate, instead of the task's.")]
 ThreadsOption = Annotated[str | None, typer.Option(metavar="N", help="Inference threads of the target.")]
+DeviceOption = Annotated[str | None, typer.Option(help="OpenVINO's name for the device; CPU by default.")]
+StreamsOption = Annotated[str | None, typer.Option(metavar="N", help="Requests side by side; else the hint decides.")]
+HintOption = Annotated[
+    Literal["latency", "throughput"] | None,
+    typer.Option(case_sensitive=False, help="One request at a time, or all streams busy."),
+]
+BatchOption = Annotated[str | None, typer.Option(metavar="N", help="Samples of a request.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="Of float operations: f32, bf16 or f16; else the device's own.")]
+ShapeOption = Annotated[
+    list[str] | None, typer.Option(help="Of dynamic inputs: 1,3,224,224 in their order, or NAME=1,3,224,224.")
+]
 SeedOption = Annotated[str | None, typer.Option(metavar="N", help="Of shuffling and sampling.")]
 
 
@@ -53,11 +64,16 @@ def search(
     space: Annotated[
         str | None, typer.Option(help="A preset (int8, int8-prune, mixed-precision, sparse, full) or a YAML file.")
     ] = None,
-    objectives: Annotated[str | None, typer.Option(help="accuracy,latency and then size or compressed_size.")] = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="accuracy, then latency or throughput, then size or compressed_size, with commas.")
+    ] = None,
     max_accuracy_drop: Annotated[str | None, typer.Option(help="For the best model: 0.01 (absolute) or 1% (relative).")] = None,
     epochs: EpochsOption = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
+    keep_inert: Annotated[
+        bool, typer.Option("--keep-inert", help="Search also what buys nothing on this device, and round channels to 8.")
+    ] = False,
     keep: Annotated[str | None, typer.Option(help="Which models stay on disk: front or all.")] = None,
     config: ConfigOption = None,
     resume: ResumeOption = False,
@@ -77,6 +93,7 @@ def search(
         "fine_tuning.epochs": epochs,
         "target.threads": threads,
         "seed": seed,
+        "keep_inert": keep_inert or None,
         "keep": keep,
     }
     _search(overrides, config, resume=resume, dry_run=dry_run, as_json=as_json)
@@ -239,6 +256,117 @@ def report(run: RunArgument) -> None:
     from autocompress.result import Result
 
     console.print(str(write_report(Result(run))), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def probe(
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    streams: StreamsOption = None,
+    hint: HintOption = None,
+    precision: PrecisionOption = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Probe again, even if this target is known.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out which choices are real on this device: kernels, channel steps, zeros, binary layers."""
+    from autocompress.console import probing
+    from autocompress.hardware import probe as look
+    from autocompress.report.terminal import capabilities_view
+
+    target = _target(device=device, threads=threads, streams=streams, performance_hint=hint and hint.upper(), precision=precision)
+    with probing(errors) as progress:
+        can = look(target, refresh=refresh, progress=progress)
+    if as_json:
+        print(can.model_dump_json(indent=1))
+    else:
+        console.print(capabilities_view(can), highlight=False)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="IR or ONNX files or bundles; the first is the reference.", metavar="A B …")
+    ],
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    streams: StreamsOption = None,
+    hint: HintOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    shape: ShapeOption = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Leave dynamic inputs dynamic; --shape is that of the requests.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare any models side by side: ratios with intervals, ties said to be ties."""
+    from autocompress.hardware import bench as compare
+    from autocompress.report.terminal import comparison_table
+
+    options = {
+        "device": device,
+        "threads": threads,
+        "streams": streams,
+        "performance_hint": hint and hint.upper(),
+        "batch": batch,
+    }
+    target = _target(**options, precision=precision, shapes=_shapes(shape), dynamic=dynamic)
+    compared = compare(models, target)
+    if as_json:
+        print(json.dumps([one.to_dict() for one in compared], indent=1))
+    else:
+        console.print(comparison_table(compared, throughput=target.is_for_throughput), highlight=False)
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="An IR, an ONNX file, or the folder of a bundle.", metavar="MODEL")],
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    shape: ShapeOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw where the time goes (.png, .svg).")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every layer, not only the most expensive ones.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what ran in which precision, where the time goes, and why the model is not faster."""
+    from autocompress.console import probing
+    from autocompress.hardware import explain as look
+    from autocompress.report.explanation import explanation_table, plot_explanation
+
+    target = _target(device=device, threads=threads, batch=batch, precision=precision, shapes=_shapes(shape))
+    with probing(errors) as progress:
+        explanation = look(model, target, progress=progress)
+    if plot:
+        plot_explanation(explanation, plot, model.stem)
+    if as_json:
+        print(json.dumps(explanation.to_dict(), indent=1))
+        return
+    console.print(explanation_table(explanation, every), highlight=False)
+    if plot:
+        console.print(str(plot), highlight=False, soft_wrap=True)
+
+
+def _target(**options: Any) -> Any:
+    """The target of options, of which those that are not given keep their defaults."""
+    from autocompress.config import validated
+    from autocompress.device import Target
+
+    return validated(Target, {name: value for name, value in options.items() if value is not None})
+
+
+def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name, or by index where none is given."""
+    from autocompress.errors import ConfigError
+
+    shapes = {}
+    for index, text in enumerate(texts or []):
+        name, _, numbers = text.rpartition("=")
+        if not all(number.strip().isdecimal() for number in numbers.split(",")):
+            raise ConfigError("--shape takes numbers with commas between them", repr(text), "For example 1,3,224,224.")
+        shapes[name or str(index)] = tuple(int(number) for number in numbers.split(","))
+    return shapes
 
 
 def main() -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autocompress.budget import Budget, Drop, parse_duration
 from autocompress.device import Fingerprint, Target
 from autocompress.errors import ConfigError
 
-Objective = Literal["accuracy", "latency", "size", "compressed_size"]
+Objective = Literal["accuracy", "latency", "throughput", "size", "compressed_size"]
 
 
 def _trade_off(value: list[str]) -> list[str]:
-    if value[:2] != ["accuracy", "latency"] or len(set(value)) != len(value):
-        raise ValueError("objectives start with accuracy, latency; size or compressed_size may follow, each once")
+    speeds = {"latency", "throughput"}
+    if value[:1] != ["accuracy"] or not speeds & set(value[1:2]) or speeds & set(value[2:]) or len(set(value)) != len(value):
+        raise ValueError("objectives start with accuracy, latency (or throughput); size or compressed_size may follow, each once")
     return value
 
 
@@ -79,6 +80,7 @@ class SearchConfig(CompressionConfig):
         max_trials: candidates to score. Over-budget ones end after a second or two and are not counted.
         max_time: when to stop, the final measurement included.
         keep: which trials keep their models on disk.
+        keep_inert: search also what buys nothing on the target according to the probe.
         gate_slack: an untrained candidate may exceed the budget by this fraction before it is given up.
     """
 
@@ -91,6 +93,7 @@ class SearchConfig(CompressionConfig):
     max_trials: int | None = Field(None, ge=1)
     max_time: str | None = None
     keep: Literal["front", "all"] = "front"
+    keep_inert: bool = False
     gate_slack: float = Field(0.1, ge=0)
     recorded: Recorded | None = None
 
@@ -102,6 +105,13 @@ class SearchConfig(CompressionConfig):
                 info.field_name
             ](value)
         return str(value) if info.field_name != "max_accuracy_drop" and value is not None else value
+
+    @model_validator(mode="after")
+    def _throughput_needs_full_load(self) -> Self:
+        """Throughput is measured as the time per request at full load, which is what the target's hint asks for."""
+        if "throughput" in (self.objectives or []) and not self.target.is_for_throughput:
+            self.target = self.target.model_copy(update={"performance_hint": "THROUGHPUT"})
+        return self
 
     @property
     def latency_budget(self) -> Budget | None:

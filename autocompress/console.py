@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -92,6 +92,15 @@ def printing() -> Iterator[Watcher]:
     watcher = ConsoleWatcher(Console())
     with watcher.live():
         yield watcher
+
+
+@contextmanager
+def probing(console: Console) -> Iterator[Callable[[float, str], None]]:
+    """A bar while the target is being probed."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda part, words: progress.update(task, completed=part, description=f"Probing the target, once: {words}")
 
 
 def front_table(front: pd.DataFrame, metric: str, has_test: bool) -> Table:

@@ -38,7 +38,7 @@ def dry_run(task: Task, config: SearchConfig) -> str:
     settings = bench.tune_settings
     per_epoch = 0.0 if bench.task.fine_tune else _epoch_seconds(bench, middle, settings.epochs)
     per_trial = fixed + settings.epochs * per_epoch
-    uniform = len(baselines.uniform_baselines(bench.structure, space.spec.channel_step))
+    uniform = len(baselines.uniform_baselines(bench.structure, space.steps))
     before = uniform * per_trial + 3 * fixed
     structure, fingerprint = bench.structure, prepared.fingerprint
     rest = f"{settings.epochs} epochs of {per_epoch:.1f} s, {fixed:.0f} s for the rest"

@@ -39,6 +39,7 @@ def costs(record: TrialRecord, objectives: Sequence[Objective], metric: Metric) 
     values = {
         "accuracy": -metric.gain(record.accuracy_valid),
         "latency": record.latency.ms,
+        "throughput": record.latency.ms,  # of a request at full load
         "size": float(record.size_bytes),
         "compressed_size": float(record.compressed_bytes),
     }
@@ -51,11 +52,10 @@ def near_front(
     """The complete trials that could be on the front if their latency were `slack` lower: a margin for measuring again."""
     complete = [record for record in records if record.state == State.COMPLETE]
     points = np.array([costs(record, objectives, metric) for record in complete]).reshape(len(complete), len(objectives))
-    latency = objectives.index("latency")
     near = []
     for i, record in enumerate(complete):
         rivals = points.copy()
-        rivals[i, latency] *= 1 - slack
+        rivals[i, 1] *= 1 - slack
         if non_dominated(rivals)[i]:
             near.append(record)
     return near

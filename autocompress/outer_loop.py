@@ -99,9 +99,9 @@ class Search(Run):
 
     def _run_baselines(self) -> None:
         """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
-        structure, step = self.bench.structure, self.space.spec.channel_step
+        structure, steps = self.bench.structure, self.space.steps
         self.run_original(baselines.untrained_baselines(structure, self.prepared.fingerprint.float_precision))
-        for source, plan in baselines.uniform_baselines(structure, step):
+        for source, plan in baselines.uniform_baselines(structure, steps):
             self.run_trial(plan, source)
 
     def _run_candidates(self) -> None:

@@ -18,11 +18,8 @@ FLOAT = "float"
 Bits = int | str  # a bit-width, or FLOAT
 
 WEIGHT_BITS: tuple[Bits, ...] = (FLOAT, 8, 7, 4, 3, 2, 1)
-"""2 bits on a symmetric grid are ternary: the codes -1, 0 and 1."""
+"""2 bits on a symmetric grid are ternary: the codes -1, 0 and 1. 1 bit has -1 and 1."""
 ACTIVATION_BITS: tuple[Bits, ...] = (FLOAT, 8, 4, 1)
-
-EXECUTABLE_WEIGHT_BITS: tuple[Bits, ...] = (FLOAT, 8, 7, 4, 3, 2)
-EXECUTABLE_ACTIVATION_BITS: tuple[Bits, ...] = (FLOAT, 8)
 
 
 @dataclass(frozen=True)
@@ -147,26 +144,6 @@ class Policy:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise PolicyError("A policy file is JSON", str(error), 'Start from {"pruning": {}, "layers": {}}.') from error
-
-    def require_executable(self) -> None:
-        """Refuse, clearly, what a policy may say but this version cannot run.
-
-        Raises:
-            PolicyError: binary weights, or activations below 8 bits.
-        """
-        for name, layer in self._layers:
-            if layer.weights not in EXECUTABLE_WEIGHT_BITS:
-                raise PolicyError(
-                    "Binary (1-bit) weights cannot be executed yet",
-                    f"{layer.weights} for layer {name}",
-                    f"Use one of {_listed(EXECUTABLE_WEIGHT_BITS)}.",
-                )
-            if layer.activations not in EXECUTABLE_ACTIVATION_BITS:
-                raise PolicyError(
-                    "Activations below 8 bits cannot be executed yet",
-                    f"{layer.activations} for layer {name}",
-                    f"Use one of {_listed(EXECUTABLE_ACTIVATION_BITS)}.",
-                )
 
 
 def _layer_from_dict(name: str, data: Any) -> LayerPolicy:

@@ -47,6 +47,8 @@ class Latency(BaseModel):
         ratio_low, ratio_high: distribution-free 95 % interval of that median.
         reference_ms: the reference's own latency, fixed for the whole run. Milliseconds are the ratio times this.
         samples: the ratio of each round.
+        precise: measuring stopped because the interval was short enough, not because the time was up.
+        rounds_left_out: rounds that other load disturbed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +58,8 @@ class Latency(BaseModel):
     ratio_high: float
     reference_ms: float
     samples: tuple[float, ...]
+    precise: bool = True
+    rounds_left_out: int = 0
 
     @property
     def ms(self) -> float:

@@ -125,7 +125,7 @@ class Run:
     def _prepare(self) -> None:
         known = self._known()
         self.watcher.say("Looking at the model and the target")
-        self.prepared: Prepared = prepare(self.task, self.config, known)
+        self.prepared: Prepared = prepare(self.task, self.config, known, self.watcher)
         self.bench, self.space = self.prepared.bench, self.prepared.space
         self.budget_ms = self.prepared.budget_ms(self.config)
         self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
@@ -182,6 +182,7 @@ class Run:
                 "fingerprint": prepared.fingerprint.model_dump(mode="json"),
                 "reference_ms": self.bench.reference_ms,
                 "landmarks": vars(prepared.landmarks),
+                "capabilities": prepared.capabilities.model_dump(mode="json") if prepared.capabilities else None,
                 "budget_ms": self.budget_ms,
                 "objectives": list(self.objectives),
                 "preprocessing": self.task.preprocessing,

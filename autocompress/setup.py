@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from autocompress.capabilities import Capabilities
 from autocompress.config import CompressionConfig, SearchConfig
 from autocompress.device import Fingerprint
 from autocompress.errors import ConfigError, RunFolderError, StageError, TaskError
@@ -18,10 +19,12 @@ from autocompress.policy import Policy
 from autocompress.record import Plan
 from autocompress.space import SearchSpace, SpaceSpec, build_space, load_space_spec, uniform_policy
 from autocompress.target.meter import measure
+from autocompress.target.probe import capabilities
 from autocompress.target.runtime import fingerprint
 from autocompress.target.yardstick import yardstick
 from autocompress.task import Task
 from autocompress.trial import Workbench, tune_settings
+from autocompress.watch import Watcher
 
 SAME_IN_A_RUN = ("criterion", "storage", "calibration_samples")
 """Settings that a trial's result depends on; with `Identity` the definition of "the same run"."""
@@ -51,12 +54,14 @@ class Prepared:
     """A search that could begin.
 
     Attributes:
+        capabilities: what the probe found; None where nothing asked for it.
         identity: what makes a run the same run, by name; compared on resume.
     """
 
     bench: Workbench
     space: SearchSpace
     fingerprint: Fingerprint
+    capabilities: Capabilities | None
     identity: dict[str, Any]
     landmarks: Landmarks
 
@@ -128,8 +133,10 @@ def open_bench(
         raise TaskError("The model can be converted to OpenVINO", str(error)) from error
 
 
-def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = None, watcher: Watcher | None = None) -> Prepared:
     """Everything a search needs to know before its first trial.
+
+    A run is resumed with what was probed when it began, so that its space stays what it was.
 
     Raises:
         SpaceError: the space does not fit the model.
@@ -137,7 +144,8 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
     """
     spec = load_space_spec(config.space)
     bench, found, identity = open_bench(task, config, known)
-    space = build_space(spec, bench.structure)
+    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, known, watcher or Watcher())
+    space = build_space(spec, bench.structure, can, config.objectives)
     identity["space"] = space_identity(spec)
     if known:
         require_same(known["identity"], identity)
@@ -146,7 +154,19 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
         landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space, failed)
     except StageError as error:
         raise TaskError("The model can be converted and quantized", str(error)) from error
-    return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, identity, landmarks)
+    return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, can, identity, landmarks)
+
+
+def _capabilities(config: SearchConfig, known: Mapping[str, Any] | None, watcher: Watcher) -> Capabilities:
+    if known and known.get("capabilities"):
+        return Capabilities.model_validate(known["capabilities"])
+
+    def tell(fraction: float, words: str) -> None:
+        if not fraction:
+            watcher.say("Probing the target: less than a minute, once for this machine")
+        watcher.progress(fraction)
+
+    return capabilities(config.target, progress=tell)
 
 
 def _is_fixed(task: Task, name: str) -> bool:
@@ -197,7 +217,7 @@ def _landmarks(bench: Workbench, space: SearchSpace, failed: list[str]) -> Landm
 
     What could not be built is added to `failed`, in words.
     """
-    int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure, 0.0, 1)), half_width=0.01).ms
+    int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure)), half_width=0.01).ms
     points = {Plan.of(policy).key: policy for policy in (space.policy(space.level(level)) for level in (1.0, 2 / 3))}
     fastest = min((_latency_ms(bench, policy, failed) for policy in points.values()), default=float("inf"))
     stick = measure([yardstick(bench.target)], bench.reference, bench.reference_ms)[0]
@@ -205,7 +225,7 @@ def _landmarks(bench: Workbench, space: SearchSpace, failed: list[str]) -> Landm
 
 
 def _holds_int8(bench: Workbench, space: SearchSpace) -> bool:
-    return space.indices(uniform_policy(bench.structure, 0.0, 1)) is not None
+    return space.indices(uniform_policy(bench.structure)) is not None
 
 
 def _latency_ms(bench: Workbench, policy: Policy, failed: list[str]) -> float:

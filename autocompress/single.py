@@ -45,7 +45,6 @@ def compress(
     config = validated(SearchConfig, {"out": str(out), "space": NO_SPACE, **options})
     task = load_task(task) if isinstance(task, str | Path) else task
     policy = policy if isinstance(policy, Policy) else Policy.from_dict(read_yaml_mapping(Path(policy), "policy"))
-    policy.require_executable()
     return Single(task, config, watcher or Watcher(), policy).run(resume)
 
 

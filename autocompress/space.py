@@ -9,15 +9,18 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from autocompress.config import Objectives, read_yaml_mapping, validated
+from autocompress.capabilities import Capabilities
+from autocompress.config import Objective, Objectives, read_yaml_mapping, validated
+from autocompress.decision import Decision
 from autocompress.errors import ConfigError, SpaceError
+from autocompress.inert import Listener, steps_in_words
 from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
 from autocompress.structure import Group, Structure
 
@@ -81,36 +84,22 @@ class SpaceSpec(BaseModel):
     r"""A search-space file. Later rules override earlier ones for the groups and layers that they name.
 
     A pattern is a glob on the name (`layer1.*`), a regular expression (`re:layer[12]\..*`) or a type (`type:Conv2d`).
+    Kept channels are a multiple of `channel_step`; without it, of the step that the probe finds on the target.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     description: str = ""
     objectives: Objectives = ["accuracy", "latency"]
-    channel_step: int = Field(8, ge=1)
+    channel_step: int | None = Field(None, ge=1)
     pruning: list[PruningRule] = []
     precision: list[PrecisionRule] = []
     sparsity: list[SparsityRule] = []
 
-
-@dataclass(frozen=True)
-class Decision:
-    """One thing to decide.
-
-    Attributes:
-        kind: "prune", "bits" or "sparsity".
-        subject: the group or layer.
-        choices: ratios, (weights, activations) pairs or sparsity levels, from the least to the most compression.
-    """
-
-    kind: str
-    subject: str
-    choices: tuple[Any, ...]
-
     @property
-    def name(self) -> str:
-        """The parameter's name in the study."""
-        return f"{self.kind}:{self.subject}"
+    def has_choices(self) -> bool:
+        """False for a space of nothing."""
+        return bool(self.pruning or self.precision or self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -122,12 +111,14 @@ class SearchSpace:
         fixed: decisions with a single choice that is not "leave it as it is".
         notes: what was left out, and why, in words.
         spec: the resolved file.
+        steps: group → the multiple to which its channels are rounded.
     """
 
     decisions: tuple[Decision, ...]
     fixed: tuple[Decision, ...]
     notes: tuple[str, ...]
     spec: SpaceSpec
+    steps: Mapping[str, int]
 
     @property
     def size(self) -> int:
@@ -189,29 +180,44 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def build_space(spec: SpaceSpec, structure: Structure) -> SearchSpace:
+def build_space(
+    spec: SpaceSpec,
+    structure: Structure,
+    capabilities: Capabilities | None = None,
+    objectives: Sequence[Objective] | None = None,
+) -> SearchSpace:
     """The decisions of a spec for a model.
+
+    Args:
+        spec: the choices.
+        structure: the model's layers and groups.
+        capabilities: what the target can do; None leaves out nothing and rounds channels to 8.
+        objectives: for which choices must buy something; by default those of the spec.
 
     Raises:
         SpaceError: a pattern matches nothing.
-        PolicyError: a bit-width that cannot be executed yet.
     """
+    listener = Listener(structure, capabilities, objectives or spec.objectives)
     notes: list[str] = []
-    decisions = [
-        *_pruning_decisions(spec, structure, notes),
-        *_layer_decisions("bits", spec.precision, structure, _bit_choices),
-        *_layer_decisions(
-            "sparsity", spec.sparsity, structure, lambda rule: tuple(sorted({round(level, 6) for level in rule.levels}))
-        ),
-    ]
+    bits = [listener.bits(d) for d in _layer_decisions("bits", spec.precision, structure, _bit_choices)]
+    zeros = [listener.zeros(d) for d in _layer_decisions("sparsity", spec.sparsity, structure, _levels)]
+    steps = _steps(spec, structure, bits, listener)
+    decisions = [*_pruning_decisions(spec, structure, steps, notes), *bits, *zeros]
+    if spec.pruning and capabilities and spec.channel_step is None:
+        notes = [*steps_in_words(steps), *notes]
     neutral = {"prune": 0.0, "bits": (FLOAT, FLOAT), "sparsity": 0.0}
     open_decisions = tuple(d for d in decisions if len(d.choices) > 1)
     fixed = tuple(d for d in decisions if len(d.choices) == 1 and d.choices[0] != neutral[d.kind])
-    space = SearchSpace(open_decisions, fixed, tuple(notes), spec)
-    for decision in decisions:
-        for choice in decision.choices if decision.kind == "bits" else ():
-            Policy({}, {decision.subject: LayerPolicy(*choice)}).require_executable()
-    return space
+    return SearchSpace(open_decisions, fixed, (*listener.notes(), *notes), spec, steps)
+
+
+def _steps(spec: SpaceSpec, structure: Structure, bits: Iterable[Decision], listener: Listener) -> dict[str, int]:
+    """Group → step. Layers that may run in INT8 are rounded for INT8."""
+    integer = {d.subject for d in bits if any(FLOAT not in choice for choice in d.choices)}
+    return {
+        group.name: spec.channel_step or listener.step(group, integer=bool(integer & set(group.layers)))
+        for group in structure.groups
+    }
 
 
 def round_ratio(ratio: float, channels: int, step: int) -> float:
@@ -220,10 +226,10 @@ def round_ratio(ratio: float, channels: int, step: int) -> float:
     return 0.0 if ratio == 0 or kept >= channels else round(1 - kept / channels, 6)
 
 
-def uniform_policy(structure: Structure, ratio: float, step: int) -> Policy:
-    """Every group pruned by `ratio`, every layer in INT8: the dull alternative."""
+def uniform_policy(structure: Structure, ratio: float = 0.0, steps: Mapping[str, int] | None = None) -> Policy:
+    """Every group pruned by `ratio` (in multiples of its step), every layer in INT8: the dull alternative."""
     int8 = LayerPolicy(weights=8, activations=8)
-    pruning = {group.name: round_ratio(ratio, group.channels, step) for group in structure.groups}
+    pruning = {group.name: round_ratio(ratio, group.channels, (steps or {}).get(group.name, 1)) for group in structure.groups}
     return Policy(pruning, {layer.name: int8 for layer in structure.layers})
 
 
@@ -243,15 +249,15 @@ def _matches_one(name: str, kind: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def _pruning_decisions(spec: SpaceSpec, structure: Structure, notes: list[str]) -> Iterable[Decision]:
+def _pruning_decisions(spec: SpaceSpec, structure: Structure, steps: Mapping[str, int], notes: list[str]) -> Iterable[Decision]:
     kinds = {layer.name: layer.kind for layer in structure.layers}
     chosen = _last_rule_wins(spec.pruning, {g.name: kinds.get(g.name, "") for g in structure.groups}, "groups")
     groups = {group.name: group for group in structure.groups}
     for name, rule in chosen.items():
-        ratios = _distinct_ratios(rule.ratios, groups[name], spec.channel_step)
+        ratios = _distinct_ratios(rule.ratios, groups[name], steps[name])
         if len(ratios) < len(set(rule.ratios)):
             left = ", ".join(f"{ratio:g}" for ratio in ratios)
-            notes.append(f"{name}: {groups[name].channels} channels in steps of {spec.channel_step} leave the ratios {left}")
+            notes.append(f"{name}: {groups[name].channels} channels in steps of {steps[name]} leave the ratios {left}")
         yield Decision("prune", name, ratios)
     if spec.pruning:
         notes.extend(f"{frozen.name} is not pruned: {frozen.reason}" for frozen in structure.frozen)
@@ -281,6 +287,10 @@ def _last_rule_wins(rules: list[Any], kinds: Mapping[str, str], field: str) -> d
                 )
         chosen |= {n: rule for n, kind in kinds.items() if matches(n, kind, patterns) and not matches(n, kind, rule.exclude)}
     return {name: chosen[name] for name in kinds if name in chosen}
+
+
+def _levels(rule: SparsityRule) -> tuple[float, ...]:
+    return tuple(sorted({round(level, 6) for level in rule.levels}))
 
 
 def _bit_choices(rule: PrecisionRule) -> tuple[tuple[Bits, Bits], ...]:

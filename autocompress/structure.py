@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -14,12 +15,14 @@ class Layer:
         kind: the framework's class name, for example "Conv2d".
         weight_shape: shape of the weight before pruning.
         macs: multiply-accumulate operations for one sample.
+        groups: of a convolution; a depthwise one has as many as channels.
     """
 
     name: str
     kind: str
     weight_shape: tuple[int, ...]
     macs: int
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,19 @@ class Group:
         name: the layer by which the group is addressed in a policy.
         channels: how many channels it has.
         layers: the layers that lose output channels.
+        readers: (layer, count) of the layers that lose input channels, `count` of them for each channel of the group: 1, or
+            height × width for a linear layer behind a flatten. A depthwise layer is both here and in `layers`; a layer that
+            reads a concatenation is a reader of several groups.
     """
 
     name: str
     channels: int
     layers: tuple[str, ...]
+    readers: tuple[tuple[str, int], ...] = ()
+
+    def removed(self, ratio: float) -> int:
+        """How many channels a pruning ratio removes. One always stays."""
+        return min(round(self.channels * ratio), self.channels - 1)
 
 
 @dataclass(frozen=True)
@@ -55,3 +66,23 @@ class Structure:
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     frozen: tuple[FrozenGroup, ...] = ()
+
+    def lost_channels(self, pruning: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
+        """How many input and how many output channels each layer loses under the ratios of some groups.
+
+        Args:
+            pruning: group name → ratio.
+
+        Returns:
+            Layer name → input channels, and layer name → output channels; layers that lose none are left out.
+        """
+        inputs: dict[str, int] = {}
+        outputs: dict[str, int] = {}
+        for group in self.groups:
+            removed = group.removed(pruning.get(group.name, 0.0))
+            if removed:
+                for name, count in group.readers:
+                    inputs[name] = inputs.get(name, 0) + count * removed
+                for name in group.layers:
+                    outputs[name] = outputs.get(name, 0) + removed
+        return inputs, outputs

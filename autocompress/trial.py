@@ -96,7 +96,7 @@ class Workbench:
         ]
         if packed:
             running = kernels(compile_model(model, target), packed)
-            wide = [name for name in packed if name in running and not running[name].is_integer]
+            wide = [name for name in packed if name in running and not running[name].is_low]
             if wide:
                 model = precision.place_precision(
                     converted, candidate.policy, samples, wide=wide, correct_bias=correct_bias, compact=compact
@@ -213,7 +213,7 @@ class TrialRunner:
         """How much of what the policy quantizes really runs in INT8."""
         asked = [name for name in macs if record.policy.layer(name).is_integer]
         running = kernels(compiled, asked)
-        integer = [name for name in asked if name in running and running[name].is_integer]
+        integer = [name for name in asked if name in running and running[name].is_low]
         record.int8_share = len(integer) / len(asked) if asked else None
         record.int8_macs_share = sum(macs[name] for name in integer) / max(1, sum(macs.values()))
         record.notes += [f"{name} was to run in INT8 and does not" for name in asked if name not in integer]

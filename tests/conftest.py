@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import probed
 import pytest
 import searches
 from hypothesis import settings
+
+from autocompress.device import Target
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Tiny models gain nothing from more threads, and on a busy machine waiting for a second one costs a hundredfold."""
@@ -32,14 +35,39 @@ def _short_measurements() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _probed_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Searches in tests find a probed target; the probe itself has tests of its own."""
+    from autocompress.target import probe
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(probe, "probe", lambda target, found, progress: probed.capabilities(found))
+        probe.capabilities(Target())  # for subprocesses, which share the cache
+        yield
+
+
 @pytest.fixture(scope="session")
 def _patterns_once() -> Iterator[None]:
     """NNCF unites the same graph patterns anew for every model, which takes longer than all else it does to a tiny one."""
     from nncf.common.graph.patterns.manager import PatternsManager
+    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
+
+    def once(function: Any) -> Any:
+        found: dict[Any, Any] = {}
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            one_taken_out = len(OPENVINO_IGNORED_PATTERNS.registry_dict)  # while autocompress quantizes
+            key = (arguments, tuple(named.items()), one_taken_out)
+            if key not in found:
+                found[key] = function(*arguments, **named)
+            return found[key]
+
+        return staticmethod(call)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("get_full_hw_pattern_graph", "get_full_ignored_pattern_graph"):
-            patch.setattr(PatternsManager, name, staticmethod(functools.cache(getattr(PatternsManager, name))))
+            patch.setattr(PatternsManager, name, once(getattr(PatternsManager, name)))
         yield
 
 

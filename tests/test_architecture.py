@@ -19,14 +19,15 @@ HEAVY = ["torch", "torch_pruning", "tensorflow", "keras", "openvino", "nncf", "o
 LAYERS = [
     ["errors", "structure", "device"],
     ["policy", "grids", "data", "metrics"],
-    ["capabilities"],
+    ["capabilities", "decision"],
     ["record", "budget", "task"],
     ["config", "run_folder", "watch"],
-    ["front", "space"],
+    ["front", "inert"],
+    ["space"],
     ["baselines", "strategy", "target"],
     ["frameworks"],
     ["report", "result", "bundle", "trial"],
-    ["setup", "verification"],
+    ["setup", "verification", "hardware"],
     ["run"],
     ["console"],
     ["outer_loop", "single"],
@@ -51,10 +52,11 @@ CONFINED = {
     "pandas": ["report", "console"],
     "matplotlib": ["report"],
     "jinja2": ["report.page"],
-    "rich": ["console", "cli"],
+    "rich": ["console", "cli", "report"],
     "typer": ["cli"],
 }
-PUBLIC = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task", "compress", "search", "verify"]
+PUBLIC = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task"]
+PUBLIC += ["bench", "compress", "explain", "probe", "search", "verify"]
 
 
 def name_of(path: Path) -> str:

@@ -186,7 +186,6 @@ SPACES = {
     "bad regular expression": ("precision: [{layers: 're:[', weights: [8]}]", "re:["),
     "5 bits": ("precision: [{layers: '*', weights: [5]}]", "5"),
     "9 bits": ("precision: [{layers: '*', weights: [8], activations: [9]}]", "9"),
-    "1 bit": ("precision: [{layers: '*', weights: [1]}]", "cannot be executed yet"),
     "a ratio of one": ("pruning: [{groups: '*', ratios: [0.5, 1.0]}]", "[0, 1)"),
     "a negative ratio": ("pruning: [{groups: '*', ratios: [-0.5]}]", "[0, 1)"),
     "a sparsity of one": ("sparsity: [{layers: '*', levels: [1]}]", "[0, 1)"),
@@ -306,7 +305,6 @@ POLICIES = {
     "frozen group": ('{"pruning": {"1": 0.5}}', "output"),
     "5 bits": ('{"layers": {"1": {"weights": 5}}}', "5"),
     "ratio": ('{"pruning": {"1": 1.5}}', "[0, 1)"),
-    "1 bit": ('{"layers": {"1": {"weights": 1, "activations": 8}}}', "cannot be executed yet"),
     "unknown key": ('{"layer": {}}', "layer"),
     "not YAML": ("{", "YAML"),
 }

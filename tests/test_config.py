@@ -29,9 +29,20 @@ EVERYTHING: dict[str, Any] = {
     "objectives": ["accuracy", "latency", "compressed_size"],
     "max_trials": 12,
     "max_time": "8m",
+    "keep_inert": True,
     "keep": "all",
     "gate_slack": 0.2,
-    "target": {"device": "GPU", "threads": 2, "batch": 4, "precision": "f32", "performance_hint": "LATENCY"},
+    "target": {
+        "device": "GPU",
+        "threads": 2,
+        "batch": 4,
+        "precision": "f32",
+        "performance_hint": "LATENCY",
+        "streams": 1,
+        "pinning": True,
+        "shapes": {"image": (1, 3, 8, 8)},
+        "dynamic": True,
+    },
     "fine_tuning": {"epochs": 2, "learning_rate": 0.001, "distillation": 0.5},
     "criterion": "l1",
     "storage": "fast",
@@ -174,7 +185,7 @@ def test_an_unknown_key_of_a_section_is_answered_with_those_of_the_section(secti
         ("target.threads", 0),
         ("target.batch", -1),
         ("target.precision", "int4"),
-        ("target.performance_hint", "THROUGHPUT"),
+        ("target.performance_hint", "FASTEST"),
         ("fine_tuning.epochs", 0),
         ("fine_tuning.learning_rate", 0),
         ("fine_tuning.learning_rate", float("nan")),
@@ -246,3 +257,15 @@ def test_options_given_in_python_are_checked_as_well() -> None:
     with pytest.raises(ConfigError, match="latency budget"):
         ac.SearchConfig(budget="fast")
     assert ac.SearchConfig(budget="50%").target == CompressionConfig().target == ac.Target()
+
+
+def test_throughput_is_measured_at_full_load() -> None:
+    config = load_config(None, {"objectives": ["accuracy", "throughput", "size"], "target.threads": 2})
+    assert config.target == ac.Target(threads=2, performance_hint="THROUGHPUT")
+    assert not load_config(None, {"objectives": ["accuracy", "latency"]}).target.is_for_throughput
+
+
+@pytest.mark.parametrize("objectives", [["accuracy", "size"], ["accuracy", "latency", "throughput"], ["throughput", "accuracy"]])
+def test_one_speed_is_an_objective(objectives: list[str]) -> None:
+    with pytest.raises(ConfigError, match="objectives"):
+        load_config(None, {"objectives": objectives})

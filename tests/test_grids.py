@@ -26,9 +26,11 @@ def squared_error(weight: Array, step: Array, bits: int) -> Array:
 
 
 def slow_pack(codes: NDArray[np.int8], bits: int) -> list[int]:
-    """Write the bits of one code after the other, lowest first, and read whole bytes."""
+    """Write the bits of one code after the other, lowest first, and read whole bytes; single bits fill a byte from the top."""
     stream = [(int(code) >> i) & 1 for code in codes.reshape(-1) for i in range(bits)]
     stream += [0] * (-len(stream) % 8)
+    if bits == 1:
+        stream = [bit for start in range(0, len(stream), 8) for bit in reversed(stream[start : start + 8])]
     return [sum(bit << i for i, bit in enumerate(stream[start : start + 8])) for start in range(0, len(stream), 8)]
 
 
@@ -40,7 +42,7 @@ def read_by_openvino(packed: NDArray[np.uint8], kind: ov.Type, shape: tuple[int,
     return np.array(ov.Core().compile_model(model, "CPU")([])[0])
 
 
-@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 3), (4, 7), (7, 63), (8, 127)])
+@pytest.mark.parametrize(("bits", "largest"), [(1, 1), (2, 1), (3, 3), (4, 7), (7, 63), (8, 127)])
 def test_the_largest_code_leaves_room_for_a_change_of_sign(bits: int, largest: int) -> None:
     assert largest_code(bits) == largest
 
@@ -53,6 +55,30 @@ def test_codes_lie_on_the_grid_whatever_the_step(weight: Array, bits: int, step:
 def test_two_bits_are_ternary() -> None:
     weight = np.array([[-1.0, -0.9, 0.1, 0.9, 1.0, 0.0]], np.float32)
     assert quantize(weight, steps(weight, 2), 2).tolist() == [[-1, -1, 0, 1, 1, 0]]
+
+
+def test_one_bit_is_a_sign_and_the_sign_of_zero_is_plus() -> None:
+    weight = np.array([[-2.0, -0.1, 0.0, 0.1, 3.0]], np.float32)
+    assert quantize(weight, steps(weight, 1), 1).tolist() == [[-1, -1, 1, 1, 1]]
+
+
+@given(weights)
+def test_no_other_step_of_one_bit_has_less_error(weight: Array) -> None:
+    """For signs the error of a channel is least at its mean magnitude (Rastegari et al. 2016, equation 6)."""
+    signs = np.where(weight < 0, -1, 1)
+    kept = weight != 0
+
+    def error(step: Array) -> Array:
+        return ((kept * (signs * step - weight).astype(float)) ** 2).sum(tuple(range(1, weight.ndim)))
+
+    best = steps(weight, 1).astype(float)
+    for factor in (0.9, 1.1):
+        assert (error(best) <= error(best * factor) * (1 + 1e-6) + 1e-9).all()
+
+
+def test_zeros_do_not_count_for_the_step_of_one_bit() -> None:
+    np.testing.assert_allclose(steps(np.array([[0.0, 1.0, 0.0, -3.0]], np.float32), 1), [[2.0]])
+    assert steps(np.zeros((1, 3), np.float32), 1) > 0
 
 
 @given(weights, st.sampled_from(BITS))
@@ -110,7 +136,7 @@ def test_of_equal_magnitudes_exactly_as_many_as_asked_are_masked() -> None:
     assert (~largest_magnitudes(np.ones((4, 5), np.float32), 0.35)).sum() == 7
 
 
-@pytest.mark.parametrize(("bits", "low", "high"), [(4, -7, 7), (2, 0, 2)])
+@pytest.mark.parametrize(("bits", "low", "high"), [(4, -7, 7), (2, 0, 2), (1, 0, 1)])
 @given(data=st.data())
 def test_packing_equals_writing_bit_after_bit(bits: int, low: int, high: int, data: st.DataObject) -> None:
     codes = data.draw(arrays(np.int8, array_shapes(max_dims=3, max_side=6), elements=st.integers(low, high)))
@@ -127,3 +153,9 @@ def test_openvino_reads_4_bit_codes_as_they_were_packed(shape: tuple[int, ...]) 
 def test_openvino_reads_2_bit_codes_as_they_were_packed(shape: tuple[int, ...]) -> None:
     codes = (np.arange(np.prod(shape)) * 7 % 3).reshape(shape).astype(np.int8)
     np.testing.assert_array_equal(read_by_openvino(pack(codes, 2), ov.Type.u2, shape), codes)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4)])
+def test_openvino_reads_1_bit_codes_as_they_were_packed(shape: tuple[int, ...]) -> None:
+    codes = (np.arange(np.prod(shape)) * 5 % 3 == 0).reshape(shape).astype(np.int8)
+    np.testing.assert_array_equal(read_by_openvino(pack(codes, 1), ov.Type.u1, shape), codes)

@@ -6,15 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import PolicyError
-from autocompress.policy import (
-    ACTIVATION_BITS,
-    EXECUTABLE_ACTIVATION_BITS,
-    EXECUTABLE_WEIGHT_BITS,
-    FLOAT,
-    WEIGHT_BITS,
-    LayerPolicy,
-    Policy,
-)
+from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
 
 ratios = st.floats(0, 0.99)
 names = st.text(max_size=8)
@@ -105,22 +97,13 @@ def test_quantized_activations_need_quantized_weights(bits: int) -> None:
         LayerPolicy(weights=FLOAT, activations=bits)
 
 
-def test_what_this_version_executes_is_let_through() -> None:
-    for weights, activations in itertools.product(EXECUTABLE_WEIGHT_BITS, EXECUTABLE_ACTIVATION_BITS):
-        if weights != FLOAT or activations == FLOAT:
-            Policy({}, {"conv": LayerPolicy(weights, activations)}).require_executable()
-
-
-def test_binary_weights_are_refused_with_the_layer_and_the_remedy() -> None:
-    policy = Policy({}, {"first": LayerPolicy(8, 8), "second": LayerPolicy(1, 8)})
-    with pytest.raises(PolicyError, match=r"1-bit.*layer second.*Use one of float, 8, 7, 4, 3, 2"):
-        policy.require_executable()
-
-
-@pytest.mark.parametrize("bits", [4, 1])
-def test_activations_below_8_bits_are_refused_with_the_layer_and_the_remedy(bits: int) -> None:
-    with pytest.raises(PolicyError, match=rf"Activations below 8 bits.*got {bits} for layer conv.*Use one of float, 8"):
-        Policy({}, {"conv": LayerPolicy(4, bits)}).require_executable()
+@pytest.mark.parametrize(("weights", "activations"), [*itertools.product(WEIGHT_BITS, ACTIVATION_BITS)])
+def test_all_bits_can_be_combined_but_for_float_weights_with_quantized_activations(weights: Bits, activations: Bits) -> None:
+    if weights == FLOAT and activations != FLOAT:
+        with pytest.raises(PolicyError, match="Quantized activations need quantized weights"):
+            LayerPolicy(weights, activations)
+    else:
+        assert LayerPolicy(weights, activations).is_integer == (activations != FLOAT)
 
 
 @pytest.mark.parametrize(

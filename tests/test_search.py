@@ -62,7 +62,9 @@ def linear_task(**options: Any) -> ac.Task:
 
 
 def search_bits(task: ac.Task, out: Path, **options: Any) -> ac.Result:
-    return ac.search(task, out=out, **{"space": BITS_ONLY, "max_trials": 3, "calibration_samples": 5, **options})
+    return ac.search(
+        task, out=out, **{"space": BITS_ONLY, "keep_inert": True, "max_trials": 3, "calibration_samples": 5, **options}
+    )
 
 
 def unique_policies(folder: Path) -> bool:
@@ -531,7 +533,7 @@ def four_searches(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     config = tmp_path / "config.yaml"
     config.write_text("calibration_samples: 5\n")
     task = searches.write_task(tmp_path / "killed_task.py", "task = models.search_task(models.linear(), epochs=4)")
-    arguments = ("search", task, "--config", config, "--space", space, "--trials", "5", "--resume", "--out", out)
+    arguments = ("search", task, "--config", config, "--space", space, "--trials", "5", "--keep-inert", "--resume", "--out", out)
     processes = [searches.start_cli(*arguments, waiting=True) for _ in range(4)]
     yield processes
     for process in processes:

@@ -34,7 +34,8 @@ def plot_front(result: Result) -> Figure:
         _draw_budget(axes, result.budget_ms)
     target = result.config.target
     threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
-    axes.set_xlabel(f"latency of one request in ms (batch {target.batch}, {threads}; logarithmic)")
+    time = "time per request at full load" if target.is_for_throughput else "latency of one request"
+    axes.set_xlabel(f"{time} in ms (batch {target.batch}, {threads}; logarithmic)")
     axes.set_ylabel(f"{result.metric.name} on validation data, scored on the IR")
     axes.set_title(f"{result.run['name']}: {len(front)} models on the front of {len(trials)} trials", loc="left", fontsize=11)
     axes.grid(alpha=0.25, lw=0.6)

@@ -63,6 +63,7 @@ def _measured(record: TrialRecord, budget_ms: float | None, float32: float | Non
         "latency_ms": latency.ms if latency else None,
         "latency_low_ms": latency.low_ms if latency else None,
         "latency_high_ms": latency.high_ms if latency else None,
+        "requests_per_second": 1000 / latency.ms if latency else None,
         "speedup": 1 / latency.ratio if latency else None,
         "speedup_f32": float32 / latency.ratio if latency and float32 else None,
         "size_bytes": record.size_bytes,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -23,7 +24,9 @@ from autocompress import grids
 from autocompress.data import Inputs
 from autocompress.errors import ConversionError
 from autocompress.policy import Policy
+from autocompress.target.binary import binarize, obstacle
 from autocompress.target.evaluate import feed
+from autocompress.target.grid_nodes import Range, coarse_quantizer, grid_constant, quantizer_in_front, range_of
 
 HEAVY_OPERATIONS = (
     "Convolution",
@@ -32,6 +35,13 @@ HEAVY_OPERATIONS = (
     "GroupConvolutionBackpropData",
     "MatMul",
 )
+WEIGHT_OPERATIONS = ("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape")
+"""What may stand between a constant and the layer whose weight it is."""
+RECURRENT_OPERATIONS = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell", "TensorIterator", "Loop")
+WITHOUT_INTEGER_KERNEL = ("GroupConvolutionBackpropData",)
+"""OpenVINO's low-precision transformations leave them in float, so a quantizer in front of them would only cost time."""
+COARSE_LEVELS = {4: 16, 1: 2}
+"""Activation bits below 8 → levels."""
 COPY_MARK = "#"
 """A layer that the model calls twice is two nodes: "fc" and "fc#2"."""
 MISFIT = 1e-3
@@ -60,12 +70,20 @@ class Converted:
     Attributes:
         model: the graph; its heavy nodes carry the layers' names.
         grids: layer name → its codes, for the layers with quantized weights.
+        input_ranges: layer name → lowest and highest value of its trained input quantizer. They are taken where the input has
+            less than 256 levels; with 256, layers that read one value share the range that calibration finds for it.
         notes: what could not be done as asked, in words.
     """
 
     model: ov.Model
     grids: Mapping[str, LayerGrid] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Add a note once: precision may be placed several times."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def place_precision(
@@ -80,10 +98,10 @@ def place_precision(
     """The graph with integer activations where the policy asks for them, and every trained grid in place.
 
     Args:
-        converted: what the framework handed over; it is not changed.
-        policy: which layers run in INT8.
+        converted: what the framework handed over; its notes are added to, the graph is not changed.
+        policy: which layers run in INT8 or in 1 bit.
         samples: inputs, each with the deployed batch size, from which activation ranges are taken.
-        wide: layers whose low-bit codes are stored in 8 bits.
+        wide: layers whose low-bit codes are stored in 8 bits, and which have no binary kernel.
         correct_bias: let NNCF shift biases (for models that were not fine-tuned).
         compact: store 4-, 3- and 2-bit codes in 4 or 2 bits.
 
@@ -91,20 +109,16 @@ def place_precision(
         ConversionError: NNCF or OpenVINO refuses the graph.
     """
     heavy = heavy_nodes(converted.model)
-    float_nodes = [
-        node.get_friendly_name() for name, nodes in heavy.items() if not policy.layer(name).is_integer for node in nodes
-    ]
-    integer = any(policy.layer(name).is_integer for name in heavy)
-    model = _quantize_activations(converted.model, samples, float_nodes, correct_bias) if integer else converted.model.clone()
     weights = {name: [_weight(node) for node in heavy[name]] for name in converted.grids if name in heavy}
-    stored_wide = set(wide)
+    model = converted.model.clone()
+    if any(policy.layer(name).is_integer for name in heavy):
+        _put_constants_second(model)
+        model = _quantize_activations(model, samples, _float_names(converted, policy), correct_bias)
+    writer = _Writer(converted, policy, frozenset(wide), compact)
     for name, nodes in heavy_nodes(model).items():
         if name in weights:
             for node, weight in zip(nodes, weights[name], strict=True):
-                grid = converted.grids[name]
-                codes, step = _folded_grid(weight, grid, name, converted.notes)
-                storage = grid.bits if compact and grid.bits <= 4 and name not in stored_wide else 8
-                node.input(1).replace_source_output(_grid_constant(codes, step, storage).output(0))
+                writer.write(name, node, weight)
     model.validate_nodes_and_infer_types()
     return model
 
@@ -113,9 +127,16 @@ def heavy_nodes(model: ov.Model) -> dict[str, list[ov.Node]]:
     """Layer name → its convolution or matrix-product nodes with a constant weight."""
     found: dict[str, list[ov.Node]] = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() in HEAVY_OPERATIONS and _constant_source(node) is not None:
+        if node.get_type_name() in HEAVY_OPERATIONS and weight_port(node) is not None:
             found.setdefault(node.get_friendly_name().split(COPY_MARK)[0], []).append(node)
     return found
+
+
+def weight_port(node: ov.Node) -> int | None:
+    """The input of a heavy node at which its constant weight is; None if it is computed. A matrix product may have it first."""
+    ports = (1, 0) if node.get_type_name() == "MatMul" else (1,)
+    constant = [port for port in ports if _is_constant(node.input_value(port))]
+    return constant[0] if len(constant) == 1 else None
 
 
 def save(model: ov.Model, path: Path) -> None:
@@ -133,11 +154,7 @@ def save(model: ov.Model, path: Path) -> None:
 def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_nodes: list[str], correct_bias: bool) -> ov.Model:
     """NNCF's placement and calibration. Its progress bars are kept off the user's screen."""
     import nncf  # takes 3 s, and only models with an integer layer need it
-    from nncf.common.graph.patterns.patterns import IgnoredPatternNames
-    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
 
-    # NNCF leaves squeeze-and-excite blocks in float on its own; here the policy decides.
-    OPENVINO_IGNORED_PATTERNS.registry_dict.pop(IgnoredPatternNames.SE_BLOCK, None)
     logging.getLogger("nncf").setLevel(logging.ERROR)
     dataset = nncf.Dataset([_positional(model, sample) for sample in samples])
     advanced = nncf.AdvancedQuantizationParameters(
@@ -147,7 +164,7 @@ def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_node
         ),  # it would move weights off their grids
     )
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _squeeze_and_excite_too():
             return nncf.quantize(
                 model.clone(),
                 dataset,
@@ -159,26 +176,143 @@ def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_node
         raise ConversionError(f"NNCF cannot quantize this model: {type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def _squeeze_and_excite_too() -> Iterator[None]:
+    """NNCF leaves squeeze-and-excite blocks in float on its own; here the policy decides."""
+    from nncf.common.graph.patterns.patterns import IgnoredPatternNames
+    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
+
+    patterns, name = OPENVINO_IGNORED_PATTERNS.registry_dict, IgnoredPatternNames.SE_BLOCK
+    pattern = patterns.pop(name, None)
+    try:
+        yield
+    finally:
+        if pattern is not None:
+            patterns[name] = pattern
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the trained grids of one model's layers into its graph, and quantizers of less than 256 levels in front of them."""
+
+    converted: Converted
+    policy: Policy
+    wide: frozenset[str]
+    compact: bool
+    coarse: dict[tuple[Any, ...], ov.Node] = field(default_factory=dict)
+
+    def write(self, name: str, node: ov.Node, weight: NDArray[np.float32]) -> None:
+        """One layer, or one call of it; `weight` is the one it had before any precision was real."""
+        grid, activations = self.converted.grids[name], self.policy.layer(name).activations
+        codes, step = _folded_grid(weight, grid, name, self.converted)
+        coarse = activations in COARSE_LEVELS and node.get_type_name() not in WITHOUT_INTEGER_KERNEL
+        bounds = self._bounds(name, node) if coarse else None
+        if grid.bits == 1 and activations == 1 and bounds is not None and self._can_be_binary(name, node, grid, bounds):
+            scale = step * np.abs(codes).max(tuple(range(1, codes.ndim)), keepdims=True)  # 0 under a batch-norm scale of 0
+            source = _unquantized(node.input_value(0))
+            binarize(node, np.where(codes < 0, np.int8(-1), np.int8(1)), scale, source, bounds)
+            return
+        port = weight_port(node)
+        assert port is not None  # heavy_nodes() chose it for that
+        node.input(port).replace_source_output(grid_constant(codes, step, self._storage_bits(name, grid)).output(0))
+        if bounds is not None:
+            self._coarsen(node.input(1 - port), COARSE_LEVELS[int(activations)], bounds)
+
+    def _storage_bits(self, name: str, grid: LayerGrid) -> int:
+        if not self.compact or grid.bits > 4 or name in self.wide:
+            return 8
+        return 4 if grid.bits > 2 else 2
+
+    def _bounds(self, name: str, node: ov.Node) -> Range | None:
+        """The range of a layer's input: the trained one, or else that of NNCF's quantizer."""
+        if name in self.converted.input_ranges:
+            low, high = (np.float32(bound) for bound in self.converted.input_ranges[name])
+            return np.asarray(low), np.asarray(high)
+        quantizer = quantizer_in_front(node.input_value(1 - (weight_port(node) or 0)))
+        if quantizer is None:
+            self.converted.note(f"{name}: its input has no quantizer, so its activations stay as they are")
+            return None
+        return range_of(quantizer)
+
+    def _can_be_binary(self, name: str, node: ov.Node, grid: LayerGrid, bounds: Range) -> bool:
+        reason = "its binary form did not keep its kernel" if name in self.wide else obstacle(node, grid.codes, bounds)
+        if reason is not None:
+            self.converted.note(f"{name}: 1 bit in an 8-bit kernel, because {reason}")
+        return reason is None
+
+    def _coarsen(self, port: ov.Input, levels: int, bounds: Range) -> None:
+        """Put a coarse quantizer in front of one consumer. Layers that read one value on one range share it."""
+        source = _unquantized(port.get_source_output())
+        place = (source.get_node().get_friendly_name(), source.get_index(), levels, *(bound.tobytes() for bound in bounds))
+        if place not in self.coarse:
+            self.coarse[place] = coarse_quantizer(source, levels, bounds)
+        port.replace_source_output(self.coarse[place].output(0))
+
+
+def _unquantized(value: ov.Output) -> ov.Output:
+    """The value in front of a quantizer, which other consumers may keep."""
+    node = value.get_node()
+    return node.input_value(0) if node.get_type_name() == "FakeQuantize" else value
+
+
+def _float_names(converted: Converted, policy: Policy) -> list[str]:
+    """The nodes that NNCF leaves alone: what the policy leaves in float, and what has no integer kernel, with a note."""
+    names = []
+    for name, nodes in heavy_nodes(converted.model).items():
+        without_kernel = nodes[0].get_type_name() in WITHOUT_INTEGER_KERNEL
+        if without_kernel and policy.layer(name).is_integer:
+            converted.note(f"{name}: a grouped transposed convolution has no integer kernel, so its input stays in float")
+        if without_kernel or not policy.layer(name).is_integer:
+            names += [node.get_friendly_name() for node in nodes]
+    for node in converted.model.get_ordered_ops():
+        if node.get_type_name() in RECURRENT_OPERATIONS:
+            names.append(node.get_friendly_name())
+            converted.note(f"{node.get_friendly_name()}: a recurrent cell ({node.get_type_name()}) stays in float")
+    return names
+
+
+def _put_constants_second(model: ov.Model) -> None:
+    """Turn W @ x into (xᵀ @ Wᵀ)ᵀ, in place: with its weight as the first operand a matrix product gets no integer kernel."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or weight_port(node) != 0:
+            continue
+        attributes = node.get_attributes()
+        weight, value = node.input_values()
+        if value.get_partial_shape().rank.get_length() < 2:
+            continue
+        product = ops.matmul(value, weight, not attributes["transpose_b"], not attributes["transpose_a"])
+        rank = node.get_output_partial_shape(0).rank.get_length()
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        turned = ops.transpose(product, ops.constant(np.array(order, np.int64)))
+        product.set_friendly_name(node.get_friendly_name())
+        for consumer in node.output(0).get_target_inputs():
+            consumer.replace_source_output(turned.output(0))
+
+
 def _positional(model: ov.Model, sample: Inputs) -> dict[str, NDArray[np.generic]]:
     return {model.inputs[i].get_any_name(): array for i, array in feed(model, sample).items()}
 
 
-def _constant_source(node: ov.Node) -> ov.Node | None:
-    """The constant that a heavy node's weight comes from, looking through conversions and quantizers; None if it is computed."""
-    source = node.input_value(1).get_node()
-    while source.get_type_name() in ("Convert", "FakeQuantize", "Multiply", "Subtract", "Reshape"):
-        source = source.input_value(0).get_node()
-    return source if source.get_type_name() == "Constant" else None
+def _is_constant(value: ov.Output) -> bool:
+    """True where a value is computed from constants by conversions and quantizers alone."""
+    node = value.get_node()
+    if node.get_type_name() in WEIGHT_OPERATIONS:
+        return all(_is_constant(source) for source in node.input_values())
+    return bool(node.get_type_name() == "Constant")
 
 
 def _weight(node: ov.Node) -> NDArray[np.float32]:
-    source = _constant_source(node)
-    assert source is not None  # heavy_nodes() chose it for that
-    return np.array(source.data, dtype=np.float32)
+    """The weight of a heavy node of a converted model, where nothing but a conversion or a reshape can be behind it."""
+    port = weight_port(node)
+    assert port is not None  # heavy_nodes() chose it for that
+    source = node.input_value(port).get_node()
+    while source.get_type_name() != "Constant":
+        source = source.input_value(0).get_node()
+    return np.array(source.data, dtype=np.float32).reshape(tuple(node.input(port).get_shape()))
 
 
 def _folded_grid(
-    weight: NDArray[np.float32], grid: LayerGrid, name: str, notes: list[str]
+    weight: NDArray[np.float32], grid: LayerGrid, name: str, converted: Converted
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes and steps of the graph's weight, both in its shape (the step with 1s where it is shared).
 
@@ -196,8 +330,13 @@ def _folded_grid(
     codes = codes * np.sign(signed)
     if np.abs(weight - codes * step).max() <= MISFIT * step.max():
         return codes.astype(np.int8), step
-    notes.append(f"{name}: another operation was folded into its input channels, so its grid was taken anew")
-    step = np.maximum(np.abs(weight).max(others, keepdims=True) / grids.largest_code(grid.bits), grids.TINY).astype(np.float32)
+    converted.note(f"{name}: another operation was folded into its input channels, so its grid was taken anew")
+    if grid.bits == 1:
+        step = grids.mean_magnitude(weight, others)
+    else:
+        step = np.maximum(np.abs(weight).max(others, keepdims=True) / grids.largest_code(grid.bits), grids.TINY).astype(
+            np.float32
+        )
     return grids.quantize(weight, step, grid.bits), step
 
 
@@ -205,23 +344,3 @@ def _step_axes(ndim: int, grid: LayerGrid) -> tuple[int, ...]:
     """The axes that share a step. A grouped weight has one axis more than the layer's: (groups, outputs of a group, …)."""
     own = {grid.axis} if ndim == grid.codes.ndim else {0, grid.axis + 1}
     return tuple(axis for axis in range(ndim) if axis not in own)
-
-
-def _grid_constant(codes: NDArray[np.int8], step: NDArray[np.float32], storage_bits: int) -> ov.Node:
-    """Integer constant → Convert(i8) → Convert(f32) → Multiply(step), the form that keeps an INT8 kernel.
-
-    2 bits are stored unsigned, with the shift back to -1 … 1 done in i8; a shift done in float would cost the kernel.
-    """
-    if storage_bits == 8:
-        integer = ops.constant(codes)
-    elif storage_bits == 2:
-        integer = ops.subtract(_packed_constant(codes + np.int8(1), 2, ov.Type.u2), ops.constant(np.int8(1)))
-    else:
-        integer = _packed_constant(codes, 4, ov.Type.i4)
-    return ops.multiply(ops.convert(integer, np.float32), ops.constant(step))
-
-
-def _packed_constant(codes: NDArray[np.int8], bits: int, element: ov.Type) -> ov.Node:
-    tensor = ov.Tensor(element, ov.Shape(codes.shape))
-    tensor.data.view(np.uint8)[:] = grids.pack(codes, bits)
-    return ops.convert(ops.constant(tensor), np.int8)

@@ -20,6 +20,7 @@ from autocompress.frameworks.base import Candidate, Framework, TuneSettings, fra
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.target.evaluate import evaluate, feed, predict
+from autocompress.target.layer_graphs import signature_of
 from autocompress.target.precision import heavy_nodes
 from autocompress.target.runtime import compile_for_scoring, compile_model
 
@@ -167,6 +168,25 @@ def test_every_group_and_layer_can_be_compressed_at_once(cases: Cases, kind: str
     whole = {layer.name: layer.macs for layer in cases.framework.inspect(task).layers}
     assert candidate.macs.keys() == whole.keys()
     assert (sum(candidate.macs.values()) < sum(whole.values())) == bool(cases.framework.inspect(task).groups)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_channels_that_layers_lose_are_known_without_the_candidate(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    structure = cases.framework.inspect(task)
+    pruning = {group.name: (0.3, 0.6)[i % 2] for i, group in enumerate(structure.groups)}
+    whole, pruned = (
+        {
+            name: [(layer.inputs, layer.outputs, layer.groups) for layer in map(signature_of, nodes)]
+            for name, nodes in heavy_nodes(cases.framework.to_openvino(task, compressed(cases, task, policy), 1).model).items()
+        }
+        for policy in (ac.Policy(), ac.Policy(pruning))
+    )
+    lost_inputs, lost_outputs = structure.lost_channels(pruning)
+    for name, nodes in whole.items():
+        kept = [(n - lost_inputs.get(name, 0), m - lost_outputs.get(name, 0)) for n, m, _ in nodes]
+        assert kept == [(n, m) for n, m, _ in pruned[name]]
+    assert {layer.name: layer.groups for layer in structure.layers} == {name: nodes[0][2] for name, nodes in whole.items()}
 
 
 @pytest.mark.parametrize("batch", [1, 3])

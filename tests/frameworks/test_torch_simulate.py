@@ -13,10 +13,10 @@ from torch import nn
 import autocompress as ac
 from autocompress import grids
 from autocompress.frameworks.torch.prune import HEAVY
-from autocompress.frameworks.torch.simulate import SimulatedInput, SimulatedWeight, settle, simulate
+from autocompress.frameworks.torch.simulate import SimulatedInput, SimulatedWeight, input_ranges, settle, simulate
 
 IMAGES = models.digits()["valid"][0][:16]
-BITS = [8, 7, 4, 3, 2]
+BITS = [8, 7, 4, 3, 2, 1]
 
 
 def simulated(name: str, layer: ac.LayerPolicy) -> nn.Module:
@@ -35,7 +35,7 @@ def oracle(weight: np.ndarray, bits: int, sparsity: float, axis: int = 0) -> np.
     """The grid in NumPy: zeros first, then codes times steps."""
     kept = weight * grids.largest_magnitudes(weight, sparsity)
     step = grids.steps(kept, bits, axis)
-    return grids.quantize(kept, step, bits) * step
+    return grids.quantize(kept, step, bits) * step * (kept != 0 if bits == 1 else 1)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
@@ -176,3 +176,46 @@ def test_the_gradient_of_an_input_passes_inside_the_range_only() -> None:
     value = torch.tensor([-5.0, 0.5, 5.0], requires_grad=True)
     quantizer.eval()(value).sum().backward()
     assert value.grad.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_16_levels_hold_zero_and_lie_in_the_bounds() -> None:
+    quantizer = SimulatedInput(4)
+    result = quantizer.train()(torch.linspace(-1.3, 2.7, 5001))
+    assert len(result.unique()) == 16
+    assert (result == 0).any()
+    assert quantizer.bounds == pytest.approx((result.min().item(), result.max().item()))
+
+
+def test_one_bit_has_the_levels_0_and_the_mean_of_what_is_nearer_to_the_upper_one() -> None:
+    value = torch.tensor([-3.0, 0.0, 0.1, 0.2, 0.9, 1.0, 1.1])
+    quantizer = SimulatedInput(1)
+    result = quantizer.train()(value)
+    assert quantizer.bounds == pytest.approx((0.0, 1.0))
+    torch.testing.assert_close(result, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
+
+
+def test_no_other_upper_level_has_less_error_on_a_half_normal_input() -> None:
+    value = torch.relu(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    quantizer = SimulatedInput(1)
+    quantizer.train()(value)
+    high = quantizer.bounds[1]
+
+    def error(level: float) -> float:
+        return float(((value > level / 2) * level - value).square().mean())
+
+    assert error(high) <= min(error(factor * high) for factor in (0.8, 0.9, 1.1, 1.25))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(4), -torch.ones(4)])
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_an_input_without_positive_values_stays_finite(bits: int, value: torch.Tensor) -> None:
+    quantizer = SimulatedInput(bits)
+    assert torch.isfinite(quantizer.train()(value)).all()
+    assert np.isfinite(quantizer.bounds).all()
+
+
+def test_only_inputs_that_have_seen_a_batch_have_a_range() -> None:
+    assert set(input_ranges(simulated("conv", ac.LayerPolicy(4, 4)))) == {"conv1", "conv2", "fc"}
+    unseen = models.build("conv")
+    simulate(unseen, ac.Policy({}, {"conv1": ac.LayerPolicy(4, 4)}))
+    assert input_ranges(unseen) == {}

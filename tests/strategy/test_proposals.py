@@ -91,7 +91,7 @@ def test_seeds_that_were_tried_are_not_asked_for_again(folder: Path) -> None:
 def test_a_space_without_decisions_proposes_its_only_policy(folder: Path) -> None:
     fixed = build_space(load_space_spec({"precision": [{"weights": [8]}]}), STRUCTURE)
     found = run(begin(folder, space=fixed), fixed, 2)
-    assert {policy for policy, _ in found} == {uniform_policy(STRUCTURE, 0.0, 1)}
+    assert {policy for policy, _ in found} == {uniform_policy(STRUCTURE)}
 
 
 def test_every_ending_is_told_with_the_distance_from_the_budget(folder: Path) -> None:

@@ -75,7 +75,8 @@ def test_a_model_takes_as_long_as_itself(one: ov.CompiledModel) -> None:
 def test_every_round_is_kept(one: ov.CompiledModel) -> None:
     latencies = measure([one, one], one, reference_ms=1.0, half_width=10.0)
     for latency in latencies:
-        assert len(latency.samples) == meter.MIN_ROUNDS  # precise enough from the start
+        assert len(latency.samples) == meter.FEWEST_ROUNDS  # precise enough from the start
+        assert latency.precise
         assert latency.ratio == pytest.approx(np.median(latency.samples), abs=1e-4)
         assert (latency.ratio_low, latency.ratio_high) == pytest.approx(median_interval(latency.samples), abs=1e-4)
 
@@ -83,7 +84,8 @@ def test_every_round_is_kept(one: ov.CompiledModel) -> None:
 def test_measuring_ends_however_noisy_the_machine_is(one: ov.CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "MAX_SECONDS", 0.1)
     (latency,) = measure([one], one, reference_ms=1.0, half_width=0.0)
-    assert meter.MIN_ROUNDS <= len(latency.samples) < meter.MAX_ROUNDS
+    assert 1 < len(latency.samples) + latency.rounds_left_out < meter.MAX_ROUNDS
+    assert not latency.precise
 
 
 def test_several_models_are_told_apart_in_one_measurement(one: ov.CompiledModel) -> None:

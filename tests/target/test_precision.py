@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("_patterns_once")
 
 FRAMEWORK = TorchFramework()
 F32 = Target(precision="f32")
-BITS = [8, 7, 4, 3, 2]
+BITS = [8, 7, 4, 3, 2, 1]
 NORMS = {  # layer → the batch norm that is folded into it
     "conv": {"conv1": "bn1", "conv2": "bn2"},
     "separable": {"stem": "bn0", "depthwise": "bn1", "pointwise": "bn2"},
@@ -104,7 +104,7 @@ def test_a_negative_norm_turns_the_sign_of_the_codes() -> None:
     np.testing.assert_array_equal(written, trained * signs)
 
 
-@pytest.mark.parametrize("bits", ["float", 8, 4, 2])
+@pytest.mark.parametrize("bits", ["float", 8, 4, 2, 1])
 @pytest.mark.parametrize("name", ["conv", "separable", "mlp"])
 def test_zeros_stay_zeros(name: str, bits: int | str) -> None:
     task = models.small_task(models.build(name))

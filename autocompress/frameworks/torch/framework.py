@@ -19,7 +19,7 @@ from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
 from autocompress.frameworks.torch.inspect import inspect, layers_of
 from autocompress.frameworks.torch.prune import remove_channels, removed_channels
-from autocompress.frameworks.torch.simulate import settle, simulate
+from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.policy import Policy
 from autocompress.structure import Structure
 from autocompress.target.precision import Converted
@@ -89,4 +89,5 @@ class TorchFramework:
         """Convert a plain copy whose weights lie on their grids."""
         plain = copy.deepcopy(candidate.model)
         codes = settle(plain)
-        return Converted(convert(plain, self._example(task, batch)), codes)
+        ranges = input_ranges(candidate.model)
+        return Converted(convert(plain, self._example(task, batch)), codes, input_ranges=ranges)

@@ -39,7 +39,7 @@ def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
         def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             weight = module.weight
             macs = _positions(module, inputs[0], output) * weight.numel() + (layers[name].macs if name in layers else 0)
-            layers[name] = Layer(name, type(module).__name__, tuple(weight.shape), macs)
+            layers[name] = Layer(name, type(module).__name__, tuple(weight.shape), macs, getattr(module, "groups", 1))
 
         return hook
 
@@ -85,13 +85,25 @@ def _groups_of(model: nn.Module, example: Any) -> tuple[tuple[Group, ...], tuple
 
 
 def _described(graph: tp.DependencyGraph, members: tp.Group, names: dict[nn.Module, str]) -> Group:
-    root = members[0].dep.target.module
-    layers = []
-    for dependency, _ in members:
+    channels = len(members[0].idxs)
+    layers: list[str] = []
+    read: dict[str, set[int]] = {}
+    for dependency, indices in members:
         module = dependency.target.module
-        if isinstance(module, HEAVY) and graph.is_out_channel_pruning_fn(dependency.handler) and names[module] not in layers:
-            layers.append(names[module])
-    return Group(names[root], len(members[0].idxs), tuple(layers))
+        if not isinstance(module, HEAVY):
+            continue
+        name, loses_outputs = names[module], graph.is_out_channel_pruning_fn(dependency.handler)
+        if loses_outputs and name not in layers:
+            layers.append(name)
+        if not loses_outputs or _is_depthwise(module):
+            read.setdefault(name, set()).update(indices)
+    readers = tuple((name, len(indices) // channels) for name, indices in read.items())
+    return Group(names[members[0].dep.target.module], channels, tuple(layers), readers)
+
+
+def _is_depthwise(module: Any) -> bool:
+    """True where torch-pruning removes inputs and outputs in one."""
+    return getattr(module, "groups", 1) == getattr(module, "out_channels", 0) > 1
 
 
 def _refuted(model: nn.Module, example: Any, groups: list[Group]) -> str | None:

@@ -18,9 +18,11 @@ from autocompress.frameworks.torch.prune import TRANSPOSED
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.target.precision import LayerGrid
 
-ACTIVATION_LEVELS = 256
 RANGE_MOMENTUM = 0.05
 """Weight of a new batch in the moving average of an input's range."""
+SMALLEST_RANGE = 1e-6
+LLOYD_STEPS = 8
+"""Of the search for the upper one of two levels; it has settled to a percent by then."""
 
 
 class SimulatedWeight(nn.Module):
@@ -58,11 +60,16 @@ class SimulatedWeight(nn.Module):
         return self._codes(kept, self.step(kept)).to(torch.int8)
 
     def step(self, kept: torch.Tensor) -> torch.Tensor:
-        """One step per output channel."""
+        """One step per output channel: of one bit the mean magnitude, else a fraction of the largest."""
+        if self.bits == 1:
+            count = (kept != 0).sum(self.others, keepdim=True).clamp(min=1)
+            return kept.abs().sum(self.others, keepdim=True) / count + grids.TINY
         return kept.abs().amax(self.others, keepdim=True) * self.clip + grids.TINY
 
     def _codes(self, kept: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         assert self.bits is not None
+        if self.bits == 1:
+            return torch.where(kept < 0, -1.0, 1.0) * self.mask
         limit = grids.largest_code(self.bits)
         return torch.clamp(torch.round(kept / step), -limit, limit)
 
@@ -75,13 +82,18 @@ class SimulatedWeight(nn.Module):
 
 
 class SimulatedInput(nn.Module):
-    """An input on 256 levels. Its range is a moving average over training batches and stands still in evaluation mode."""
+    """An input on a grid. Its range is a moving average over training batches and stands still in evaluation mode.
+
+    8 and 4 bits reach the smallest and the largest value of a batch. One bit has the levels 0 and `high`, with the `high` of
+    least squared error.
+    """
 
     low: torch.Tensor
     high: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 8) -> None:
         super().__init__()
+        self.largest_code = 2**bits - 1
         self.register_buffer("low", torch.tensor(float("nan")))
         self.register_buffer("high", torch.tensor(float("nan")))
 
@@ -91,16 +103,40 @@ class SimulatedInput(nn.Module):
             self._observe(value.detach())
         if torch.isnan(self.low):
             return value
-        step = (self.high - self.low) / (ACTIVATION_LEVELS - 1)
-        zero = torch.round(-self.low / step).to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(value, step, zero, 0, ACTIVATION_LEVELS - 1)
+        step, zero = self._step_and_zero()
+        return torch.fake_quantize_per_tensor_affine(value, step, zero, 0, self.largest_code)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The lowest and the highest value of the grid, which holds zero; None before any batch was seen."""
+        if torch.isnan(self.low):
+            return None
+        step, zero = self._step_and_zero()
+        return float(-zero * step), float((self.largest_code - zero) * step)
+
+    def _step_and_zero(self) -> tuple[torch.Tensor, torch.Tensor]:
+        step = (self.high - self.low) / self.largest_code
+        return step, torch.round(-self.low / step).to(torch.int32)
 
     def _observe(self, value: torch.Tensor) -> None:
-        low, high = value.amin().clamp(max=0), value.amax().clamp(min=1e-6)
+        low, high = (torch.zeros_like(self.low), _upper_level(value)) if self.largest_code == 1 else _reach(value)
         weight = 1.0 if torch.isnan(self.low) else RANGE_MOMENTUM
         old_low, old_high = torch.nan_to_num(self.low), torch.nan_to_num(self.high)
         self.low.copy_(old_low + weight * (low - old_low))
         self.high.copy_(old_high + weight * (high - old_high))
+
+
+def _reach(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return value.amin().clamp(max=0), value.amax().clamp(min=SMALLEST_RANGE)
+
+
+def _upper_level(value: torch.Tensor) -> torch.Tensor:
+    """The upper one of two levels, the lower of which is 0: the mean of the values nearer to it than to 0 (Lloyd's algorithm)."""
+    high = value.amax().clamp(min=SMALLEST_RANGE)
+    for _ in range(LLOYD_STEPS):
+        above = value > high / 2
+        high = torch.where(above, value, 0).sum().div(above.sum().clamp(min=1)).clamp(min=SMALLEST_RANGE)
+    return high
 
 
 def simulate(model: nn.Module, policy: Policy) -> None:
@@ -111,9 +147,19 @@ def simulate(model: nn.Module, policy: Policy) -> None:
         if layer.weights != FLOAT or layer.sparsity:
             axis = 1 if isinstance(module, TRANSPOSED) else 0
             parametrize.register_parametrization(module, "weight", SimulatedWeight(weight, layer, axis))
-        if layer.activations != FLOAT:
-            module.add_module("simulated_input", SimulatedInput().to(weight.device))
+        if isinstance(layer.activations, int):
+            module.add_module("simulated_input", SimulatedInput(layer.activations).to(weight.device))
             module.register_forward_pre_hook(_quantize_input)
+
+
+def input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Layer name → lowest and highest value of its simulated input, for the inputs that have seen a batch."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, module in model.named_modules():
+        quantizer = getattr(module, "simulated_input", None)
+        if isinstance(quantizer, SimulatedInput) and quantizer.bounds is not None:
+            found[name] = quantizer.bounds
+    return found
 
 
 def settle(model: nn.Module) -> dict[str, LayerGrid]:

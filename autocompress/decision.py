@@ -1,0 +1,26 @@
+"""One thing that a search decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing to decide.
+
+    Attributes:
+        kind: "prune", "bits" or "sparsity".
+        subject: the group or layer.
+        choices: ratios, (weights, activations) pairs or sparsity levels, from the least to the most compression.
+    """
+
+    kind: str
+    subject: str
+    choices: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the study."""
+        return f"{self.kind}:{self.subject}"

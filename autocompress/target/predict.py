@@ -1,0 +1,224 @@
+"""What a policy will cost, estimated without building the candidate: latency, size, multiply-accumulates, bit operations.
+
+The latency is linear in what the policy changes: the sums of the layer table (`layer_table.py`) in float and in 8 bits, the
+elements that are converted where a float layer meets an 8-bit one, and what is the same for all policies. The slopes begin at the
+table's own scale and are fitted again with every whole model that was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from autocompress.policy import FLOAT, LayerPolicy, Policy
+from autocompress.structure import Structure
+from autocompress.target.layer_table import LayerTable
+from autocompress.target.precision import heavy_nodes
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Where a slope lies before anything was measured."""
+
+    mean: float
+    spread: float
+
+
+COMMON_FEATURES = {
+    "float layers": Prior(0.9, 0.4),
+    "8-bit layers": Prior(0.9, 0.4),
+    "constant": Prior(0.1, 0.1),
+    "to 8 bits": Prior(0.1, 0.1),
+    "to float": Prior(0.1, 0.1),
+}
+"""Only where fitting begins: the table's sum is most of the latency, and what moves between layers costs a little."""
+OWN = 0.15
+"""How far one kind of layer may lie from all layers of its precision."""
+NOISE = 0.05
+"""Of a measured ratio, relative: how closely observations are to be met."""
+NOISE_OF_ORIGINAL = 0.25
+"""The original's ratio is known exactly, but its graph, without any quantizer, is of another kind than the candidates'."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A tensor that layers read.
+
+    Attributes:
+        producers: the layers that it comes from, through element-wise operations, pooling and joins; none is a model's input.
+        readers: the layers that read it.
+        elements: of a request in the original.
+    """
+
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    elements: int
+
+
+def dataflow(graph: ov.Model) -> tuple[Edge, ...]:
+    """Between which layers of the original tensors go, in the order in which they are read."""
+    layer_of = {node.get_friendly_name(): name for name, nodes in heavy_nodes(graph).items() for node in nodes}
+    origins: dict[str, tuple[str, ...]] = {}
+    readers: dict[tuple[str, int], list[str]] = {}
+    elements = {}
+    for node in graph.get_ordered_ops():
+        name = node.get_friendly_name()
+        sources = [value for value in node.input_values() if not _is_constant(value.get_node(), origins)]
+        operands = [origins[value.get_node().get_friendly_name()] for value in sources]
+        if name in layer_of:
+            tensor = (sources[0].get_node().get_friendly_name(), sources[0].get_index())
+            readers.setdefault(tensor, []).append(layer_of[name])
+            elements[tensor] = int(np.prod(list(sources[0].get_shape())))
+            origins[name] = (layer_of[name],)
+        elif operands or node.get_type_name() == "Parameter":
+            origins[name] = tuple(dict.fromkeys(layer for operand in operands for layer in operand))
+    return tuple(Edge(origins[tensor[0]], tuple(names), elements[tensor]) for tensor, names in readers.items())
+
+
+def _is_constant(node: ov.Node, origins: dict[str, tuple[str, ...]]) -> bool:
+    """True where nothing that the node is made of comes from the model's inputs."""
+    return node.get_friendly_name() not in origins
+
+
+FLOAT_BITS = 32
+"""Of a float number, in bit operations and in stored weights."""
+SMALLEST_RATIO = 1e-3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a policy is estimated to cost.
+
+    Attributes:
+        latency_ratio: latency relative to the original at the target's default precision.
+        size_bytes: of the weights as they are stored, with a step for each output channel of a quantized layer.
+        macs: multiply-accumulates for one sample.
+        bops: bit operations for one sample: multiply-accumulates × weight bits × activation bits, 32 for those in float.
+    """
+
+    latency_ratio: float
+    size_bytes: int
+    macs: int
+    bops: int
+
+
+class Predictor:
+    """Estimates policies of one model on one target, and learns from every latency that is measured.
+
+    The latency ratio is linear in the features. Its slopes are the most probable ones where they deviate normally and
+    independently from the table's own scale (Bayesian linear regression; Bishop 2006, section 3.3), so any number of observations
+    will do. The original's own ratio, 1 by definition, is the first.
+    """
+
+    def __init__(self, table: LayerTable, structure: Structure, graph: ov.Model) -> None:
+        """Prepare for a model.
+
+        Args:
+            table: of its layers.
+            structure: of the same model.
+            graph: the converted original from which the table was built.
+        """
+        self._table = table
+        self._structure = structure
+        self._edges = dataflow(graph)
+        self._kinds = {kind: i for i, kind in enumerate(dict.fromkeys(s for found in table.nodes.values() for s in found))}
+        self._memory: dict[tuple[str, int, int, bool], list[tuple[int, float]]] = {}
+        self._unit = sum(time for name in table.nodes for _, time in self._times(name, 0, 0, False))
+        self._moved = max(1, sum(edge.elements for edge in self._edges))
+        self._rows = [self.features(Policy())]
+        self._ratios = [1.0]
+        self._noise = [NOISE_OF_ORIGINAL]
+        self._slopes: NDArray[np.float64] | None = None
+
+    def features(self, policy: Policy) -> NDArray[np.float64]:
+        """What the latency is linear in: the COMMON_FEATURES, then the table's time of each kind of layer in float and in 8 bits.
+
+        Times are relative to the table's sum for the original, converted elements to those of all tensors that layers read.
+        """
+        lost = self._structure.lost_channels(policy.pruning)
+        layers = policy.layers
+        integer = {name: name in layers and layers[name].is_integer for name in self._table.nodes}
+        own = np.zeros((len(self._kinds), 2))
+        for name, is_integer in integer.items():
+            for kind, seconds in self._times(name, lost[0].get(name, 0), lost[1].get(name, 0), is_integer):
+                own[kind, int(is_integer)] += seconds / self._unit
+        return np.array([*own.sum(0), 1.0, *self._conversions(integer, lost[0]), *own.ravel()])
+
+    def ratio(self, policy: Policy) -> float:
+        """Estimated latency relative to the original."""
+        if self._slopes is None:
+            self._slopes = self._fitted()
+        return max(float(self.features(policy) @ self._slopes), SMALLEST_RATIO)
+
+    def observe(self, policy: Policy, ratio: float) -> None:
+        """Learn from a measured latency, relative to the original's."""
+        self._rows.append(self.features(policy))
+        self._ratios.append(ratio)
+        self._noise.append(NOISE)
+        self._slopes = None
+
+    def estimate(self, policy: Policy) -> Estimate:
+        """Everything that is estimated of a policy."""
+        inputs, outputs = self._structure.lost_channels(policy.pruning)
+        layers = policy.layers
+        size = macs = bops = 0
+        for layer in self._structure.layers:
+            if layer.name not in self._table.nodes:
+                continue
+            original = self._table.nodes[layer.name][0]
+            pruned = original.at(
+                original.inputs - inputs.get(layer.name, 0), original.outputs - outputs.get(layer.name, 0), False
+            )
+            weights, activations, stored = _bits(layers.get(layer.name, LayerPolicy()))
+            own = layer.macs * pruned.weights // original.weights
+            macs += own
+            bops += own * weights * activations
+            size += (pruned.weights * stored + 7) // 8 + (pruned.outputs * FLOAT_BITS // 8 if stored != FLOAT_BITS else 0)
+        return Estimate(self.ratio(policy), size, macs, bops)
+
+    def _times(self, name: str, inputs: int, outputs: int, integer: bool) -> list[tuple[int, float]]:
+        """(kind, time) of a layer's nodes when it has lost channels."""
+        key = name, inputs, outputs, integer
+        if key not in self._memory:
+            self._memory[key] = [
+                (self._kinds[node], self._table.time(node, node.inputs - inputs, node.outputs - outputs, integer))
+                for node in self._table.nodes[name]
+            ]
+        return self._memory[key]
+
+    def _conversions(self, integer: Mapping[str, bool], lost_inputs: Mapping[str, int]) -> tuple[float, float]:
+        """Elements that go from float to 8 bits and back, relative to all that layers read."""
+        to_integer = to_float = 0.0
+        for edge in self._edges:
+            whole = self._table.nodes[edge.readers[0]][0].inputs
+            elements = edge.elements * (1 - lost_inputs.get(edge.readers[0], 0) / whole)
+            comes_in_integer = bool(edge.producers) and all(integer[name] for name in edge.producers)
+            if comes_in_integer and not all(integer[name] for name in edge.readers):
+                to_float += elements
+            if not comes_in_integer and any(integer[name] for name in edge.readers):
+                to_integer += elements
+        return to_integer / self._moved, to_float / self._moved
+
+    def _fitted(self) -> NDArray[np.float64]:
+        """The most probable slopes under relative noise; errors count relative to the measured ratio."""
+        own = 2 * len(self._kinds)
+        mean = np.concatenate([[prior.mean for prior in COMMON_FEATURES.values()], np.zeros(own)])
+        spread = np.concatenate([[prior.spread for prior in COMMON_FEATURES.values()], np.full(own, OWN)])
+        weights = 1 / np.array(self._noise)
+        rows = np.array(self._rows) * (weights / np.array(self._ratios))[:, None]
+        missed = weights - rows @ mean
+        scaled = rows * spread
+        precision = scaled.T @ scaled + np.eye(len(mean))
+        slopes: NDArray[np.float64] = mean + spread * np.linalg.solve(precision, scaled.T @ missed)
+        return slopes
+
+
+def _bits(layer: LayerPolicy) -> tuple[int, int, int]:
+    """Of weights, of activations, and of a stored weight."""
+    weights, activations = (FLOAT_BITS if bits == FLOAT else int(bits) for bits in (layer.weights, layer.activations))
+    stored = next(bits for bits in (2, 4, 8, FLOAT_BITS) if weights <= bits)
+    return weights, activations, stored
