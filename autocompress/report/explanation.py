@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN_LAYERS, DRAWN_LAYERS = 20, 10
 NAME_WIDTH = 27
+SHORTEST_NAME = 16
+"""Characters of a layer's name that stay on one line in a narrow terminal."""
 INTEGER, BINARY, FLOAT, CONVERSION, OTHER, OVERHEAD = "#1b6ca8", "#2a9d4e", "#c8553d", "#e0a458", "#b8bec5", "#e3e6ea"
 FAULT = "#a4161a"
 COLORS = {"int8": INTEGER, "binary": BINARY, "float": FLOAT, "fused": OTHER, "absent": OTHER}
@@ -42,7 +44,8 @@ def explanation_table(explanation: Explanation, every_layer: bool = False) -> Gr
     numbers = {id(finding): number for number, finding in enumerate(explanation.findings, 1)}
     shown = explanation.layers if every_layer else _important(explanation)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in ("layer", "bits / levels", "ran", "kernel"):
+    table.add_column("layer", overflow="fold", min_width=SHORTEST_NAME)
+    for column in ("bits / levels", "ran", "kernel"):
         table.add_column(column, no_wrap=column in ("bits / levels", "ran"))  # in a narrow terminal the others give way
     for column in ("time", "conv.", ""):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)

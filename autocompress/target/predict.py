@@ -33,9 +33,16 @@ COMMON_FEATURES = {
     "8-bit layers": Prior(0.9, 0.4),
     "constant": Prior(0.1, 0.1),
     "to 8 bits": Prior(0.1, 0.1),
-    "to float": Prior(0.1, 0.1),
+    "to float": Prior(0.0, 0.1),
+    "sum to float": Prior(0.2, 0.2),
+    "float into sum": Prior(0.1, 0.2),
+    "8 bits into float sum": Prior(0.1, 0.2),
 }
-"""Only where fitting begins: the table's sum is most of the latency, and what moves between layers costs a little."""
+"""Only where fitting begins: the table's sum is most of the latency, and what moves between layers costs a little.
+
+A sum is computed by the layer that is finished last. An 8-bit layer that adds a shortcut for a float reader works in FP32 there:
+the shortcut is converted to it, and the result back. That was seen to cost more than every other conversion.
+"""
 OWN = 0.15
 """How far one kind of layer may lie from all layers of its precision."""
 NOISE = 0.05
@@ -49,12 +56,14 @@ class Edge:
     """A tensor that layers read.
 
     Attributes:
-        producers: the layers that it comes from, through element-wise operations, pooling and joins; none is a model's input.
+        producer: the last layer that it comes from, through element-wise operations and pooling; None is a model's input.
+        joined: the last layers of what was added to (or multiplied, or put beside) the producer's output.
         readers: the layers that read it.
         elements: of a request in the original.
     """
 
-    producers: tuple[str, ...]
+    producer: str | None
+    joined: tuple[str | None, ...]
     readers: tuple[str, ...]
     elements: int
 
@@ -62,26 +71,32 @@ class Edge:
 def dataflow(graph: ov.Model) -> tuple[Edge, ...]:
     """Between which layers of the original tensors go, in the order in which they are read."""
     layer_of = {node.get_friendly_name(): name for name, nodes in heavy_nodes(graph).items() for node in nodes}
-    origins: dict[str, tuple[str, ...]] = {}
+    place: dict[str | None, int] = {None: -1}
+    sources: dict[str, tuple[str | None, tuple[str | None, ...]]] = {}
     readers: dict[tuple[str, int], list[str]] = {}
     elements = {}
     for node in graph.get_ordered_ops():
         name = node.get_friendly_name()
-        sources = [value for value in node.input_values() if not _is_constant(value.get_node(), origins)]
-        operands = [origins[value.get_node().get_friendly_name()] for value in sources]
+        values = [value for value in node.input_values() if not _is_constant(value.get_node(), sources)]
         if name in layer_of:
-            tensor = (sources[0].get_node().get_friendly_name(), sources[0].get_index())
+            tensor = (values[0].get_node().get_friendly_name(), values[0].get_index())
             readers.setdefault(tensor, []).append(layer_of[name])
-            elements[tensor] = int(np.prod(list(sources[0].get_shape())))
-            origins[name] = (layer_of[name],)
-        elif operands or node.get_type_name() == "Parameter":
-            origins[name] = tuple(dict.fromkeys(layer for operand in operands for layer in operand))
-    return tuple(Edge(origins[tensor[0]], tuple(names), elements[tensor]) for tensor, names in readers.items())
+            elements[tensor] = int(np.prod(list(values[0].get_shape())))
+            place.setdefault(layer_of[name], len(place))
+            sources[name] = (layer_of[name], ())
+        elif len(values) == 1:
+            sources[name] = sources[values[0].get_node().get_friendly_name()]
+        elif values or node.get_type_name() == "Parameter":
+            *joined, last = sorted(
+                (sources[value.get_node().get_friendly_name()][0] for value in values), key=place.__getitem__
+            ) or [None]
+            sources[name] = (last, tuple(joined))
+    return tuple(Edge(*sources[tensor[0]], tuple(names), elements[tensor]) for tensor, names in readers.items())
 
 
-def _is_constant(node: ov.Node, origins: dict[str, tuple[str, ...]]) -> bool:
+def _is_constant(node: ov.Node, sources: Mapping[str, object]) -> bool:
     """True where nothing that the node is made of comes from the model's inputs."""
-    return node.get_friendly_name() not in origins
+    return node.get_friendly_name() not in sources
 
 
 FLOAT_BITS = 32
@@ -190,18 +205,24 @@ class Predictor:
             ]
         return self._memory[key]
 
-    def _conversions(self, integer: Mapping[str, bool], lost_inputs: Mapping[str, int]) -> tuple[float, float]:
-        """Elements that go from float to 8 bits and back, relative to all that layers read."""
-        to_integer = to_float = 0.0
+    def _conversions(self, integer: Mapping[str, bool], lost_inputs: Mapping[str, int]) -> list[float]:
+        """Elements of each kind of conversion in COMMON_FEATURES, relative to all that layers read."""
+        to_integer = to_float = sum_to_float = float_into_sum = integer_into_float_sum = 0.0
         for edge in self._edges:
             whole = self._table.nodes[edge.readers[0]][0].inputs
-            elements = edge.elements * (1 - lost_inputs.get(edge.readers[0], 0) / whole)
-            comes_in_integer = bool(edge.producers) and all(integer[name] for name in edge.producers)
-            if comes_in_integer and not all(integer[name] for name in edge.readers):
+            elements = edge.elements * (1 - lost_inputs.get(edge.readers[0], 0) / whole) / self._moved
+            is_integer = edge.producer is not None and integer[edge.producer]
+            shortcuts = [name is not None and integer[name] for name in edge.joined]
+            if is_integer and not all(integer[name] for name in edge.readers):
                 to_float += elements
-            if not comes_in_integer and any(integer[name] for name in edge.readers):
+                sum_to_float += elements * bool(shortcuts)
+            if not is_integer and any(integer[name] for name in edge.readers):
                 to_integer += elements
-        return to_integer / self._moved, to_float / self._moved
+            if is_integer:
+                float_into_sum += elements * shortcuts.count(False)
+            else:
+                integer_into_float_sum += elements * shortcuts.count(True)
+        return [to_integer, to_float, sum_to_float, float_into_sum, integer_into_float_sum]
 
     def _fitted(self) -> NDArray[np.float64]:
         """The most probable slopes under relative noise; errors count relative to the measured ratio."""

@@ -28,7 +28,7 @@ from autocompress.target.small_graphs import BINARY, DEFAULT, FP32, INT8, SCHEME
 
 Progress = Callable[[float, str], None]
 
-KERNEL_SECONDS, STEP_SECONDS, SPARSITY_SECONDS = 2.5, 1.6, 0.8
+KERNEL_SECONDS, STEP_SECONDS, SPARSITY_SECONDS = 2.2, 1.2, 0.8
 """For the rows of a form, for the widths of a form and precision, for the zeros of a form and precision."""
 REFERENCE_SECONDS = 0.3
 HALF_WIDTH = 0.02

@@ -21,7 +21,7 @@ from autocompress.target.executed import kernels
 from autocompress.target.layer_graphs import Signature, layer_graph, signature_of
 from autocompress.target.layer_table import LayerTable, build_table
 from autocompress.target.precision import heavy_nodes
-from autocompress.target.predict import Predictor, dataflow
+from autocompress.target.predict import COMMON_FEATURES, Predictor, dataflow
 from autocompress.target.runtime import compile_model, fingerprint
 
 FRAMEWORK = TorchFramework()
@@ -146,13 +146,27 @@ def test_widths_between_are_interpolated() -> None:
 
 
 def test_dataflow_of_a_residual_net() -> None:
-    edges = dataflow(parts("resnet")[2])
-    producers = {reader: edge.producers for edge in edges for reader in edge.readers}
-    assert producers["stem"] == ()
-    assert producers["block1.conv1"] == ("stem",)
-    assert set(producers["block2.conv1"]) == {"block1.conv2", "stem"}
-    assert producers["block2.conv1"] == producers["block2.shortcut.0"]
-    assert next(edge.elements for edge in edges if "block2.conv2" in edge.readers) == 32 * 4 * 4
+    edges = {reader: edge for edge in dataflow(parts("resnet")[2]) for reader in edge.readers}
+    assert edges["stem"].producer is None
+    assert (edges["block1.conv1"].producer, edges["block1.conv1"].joined) == ("stem", ())
+    assert (edges["block2.conv1"].producer, edges["block2.conv1"].joined) == ("block1.conv2", ("stem",))
+    assert edges["block2.conv1"] == edges["block2.shortcut.0"]
+    assert edges["block2.conv2"].elements == 32 * 4 * 4
+
+
+def test_an_8_bit_sum_that_a_float_layer_reads_costs_more_than_either() -> None:
+    _, structure, predictor = predictor_of("resnet")
+    names = list(COMMON_FEATURES)
+    everything = {layer.name: INT8 for layer in structure.layers}
+
+    def features(*floats: str) -> dict[str, float]:
+        layers = {name: layer for name, layer in everything.items() if name not in floats}
+        return dict(zip(names, predictor.features(ac.Policy({}, layers)).tolist(), strict=False))
+
+    assert features()["sum to float"] == features()["float into sum"] == 0
+    assert features("block2.conv1")["sum to float"] > 0
+    assert features("stem")["float into sum"] > 0
+    assert features("block1.conv2")["8 bits into float sum"] > 0
 
 
 def predictor_of(kind: str) -> tuple[ac.Task, Structure, Predictor]:
