@@ -49,10 +49,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ([[3.0], [1.0], [2.0]], [3, 1, 2]),
         ([[1.0, 1.01], [1.01, 1.0], [2.0, 2.0]], [1, 1, 3]),
         ([[1.0, 1.0], [2.0, 2.01], [2.01, 2.0]], [1, 2, 2]),
+        ([[1.0], [1.004], [2.0]], [1, 1, 3]),
+        ([[1.0], [1.006], [2.0]], [1, 2, 3]),
     ],
 )
 def test_models_that_cannot_be_told_apart_share_a_rank(samples: list[list[float]], ranks: list[int]) -> None:
-    assert _ranks([np.array(one * 20) for one in samples]) == ranks
+    assert _ranks([np.array(one * 20) for one in samples], resolution=0.005) == ranks
 
 
 def test_models_are_compared_with_the_first(models: dict[str, Path]) -> None:
