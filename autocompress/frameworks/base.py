@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,11 +38,13 @@ class Candidate:
         model: the framework's model.
         policy: what was done to it.
         macs: multiply-accumulates of its layers for one sample, by layer name.
+        removed: group name → the channels of the original that were removed, ascending.
     """
 
     model: Any
     policy: Policy
     macs: dict[str, int]
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class Framework(Protocol):
@@ -58,8 +60,17 @@ class Framework(Protocol):
         """Layers and proven dependency groups."""
         ...
 
-    def compress(self, task: Task, policy: Policy, criterion: str) -> Candidate:
-        """Prune physically, then simulate the policy's bits and zeros."""
+    def compress(
+        self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
+    ) -> Candidate:
+        """Prune physically, then simulate the policy's bits and zeros.
+
+        Args:
+            task: with the original model.
+            policy: what is done to it.
+            criterion: how channels are ranked.
+            removed: the channels to remove, from an earlier candidate of the same policy; they are then not ranked again.
+        """
         ...
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:

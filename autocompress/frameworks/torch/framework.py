@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,14 +60,17 @@ class TorchFramework:
                 raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
         return inspect(copy.deepcopy(task.model), self._example(task, 1))
 
-    def compress(self, task: Task, policy: Policy, criterion: str) -> Candidate:
+    def compress(
+        self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
+    ) -> Candidate:
         """Prune physically, then simulate the policy's bits and zeros."""
         model, example = copy.deepcopy(task.model), self._example(task, 1)
-        if policy.pruning:
-            remove_channels(model, example, removed_channels(model, example, policy.pruning, criterion))
+        if removed is None:
+            removed = removed_channels(model, example, policy.pruning, criterion) if policy.pruning else {}
+        remove_channels(model, example, removed)
         macs = {layer.name: layer.macs for layer in layers_of(model, example)}
         simulate(model, policy)
-        return Candidate(model.eval(), policy, macs)
+        return Candidate(model.eval(), policy, macs, removed)
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,14 +56,14 @@ def removed_channels(model: nn.Module, example: Any, ratios: Mapping[str, float]
     return removed
 
 
-def remove_channels(model: nn.Module, example: Any, removed: Mapping[str, list[int]]) -> None:
+def remove_channels(model: nn.Module, example: Any, removed: Mapping[str, Sequence[int]]) -> None:
     """Remove channels in place, group by group."""
     if not removed:
         return
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     graph = dependency_graph(model, example)
     for name, indices in removed.items():
-        group_of(graph, model.get_submodule(name), indices).prune()
+        group_of(graph, model.get_submodule(name), list(indices)).prune()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags[name])
 
