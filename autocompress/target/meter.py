@@ -7,7 +7,8 @@ all of them. Three things keep the rest of the machine out of the result:
 - **The clock.** A CPU target with one thread computes in the calling thread. There the thread's own CPU time is taken: it equals
   wall time on a quiet machine and does not count the time in which another process had the core. Everything else (more threads,
   other devices, throughput) needs wall time.
-- **The block.** Of the calls of a block the faster half counts; an interrupt or a cold cache hits single calls.
+- **The block.** Of every few calls of a block the faster half counts; an interrupt or a cold cache hits single calls. All models
+  of a measurement are judged by equally many: the faster 3 of 5 and of 6 differ by 1 % on a busy machine.
 - **The round.** Where a request's buffers and a model's weights happen to lie in memory was seen to make a model up to 1 %
   faster or slower than itself. Every round makes all requests anew, from one of several copies of each compiled model and in
   changing order; its ratio is that of the medians of its blocks. A round in which the reference takes much longer than it
@@ -34,6 +35,8 @@ from autocompress.target.runtime import core, is_cpu
 
 BLOCK_SECONDS = 1.2e-3
 """Of one block: long against the clock, short against drift."""
+JUDGED_CALLS = 4
+"""Of so many calls in a row the faster half counts; fewer where a model is so slow that a block has no more."""
 LONG_CALL_SECONDS = 2e-3
 """A call of this length fills the caches by itself; shorter ones are preceded by one that is not timed."""
 ROUND_SECONDS = 10e-3
@@ -64,6 +67,7 @@ class Timer:
     """A compiled model with inputs of its own, called in blocks.
 
     Attributes:
+        call_seconds: of one call, about.
         calls: timed calls of a block.
         seconds: that a block takes, about.
     """
@@ -85,10 +89,15 @@ class Timer:
         self._queue: ov.AsyncInferQueue | None = None
         self._request: ov.InferRequest | None = None
         self.renew()
-        seconds = min(self._call() for _ in range(3))
-        self._warms_up = seconds < LONG_CALL_SECONDS
-        self.calls = max(1, int(BLOCK_SECONDS / seconds))
-        self.seconds = seconds * (self.calls + self._warms_up)
+        self.call_seconds = min(self._call() for _ in range(3))
+        self._warms_up = self.call_seconds < LONG_CALL_SECONDS
+        self.judge(judged_calls([self]))
+
+    def judge(self, calls: int) -> None:
+        """Let the faster half count of so many calls in a row."""
+        self._judged = calls
+        self.calls = calls * max(1, round(BLOCK_SECONDS / self.call_seconds / calls))
+        self.seconds = self.call_seconds * (self.calls + self._warms_up)
 
     def spread(self, places: int) -> None:
         """Hold the compiled model several times, where the device can copy it and does so quickly."""
@@ -101,11 +110,12 @@ class Timer:
         self._request, self._queue, self._inputs = None, None, {}
 
     def block_seconds(self) -> float:
-        """Seconds of a request: mean over the faster half of a block of calls."""
+        """Seconds of a request: mean over the faster halves of a block of calls."""
         if self._warms_up:
             self._call()
-        samples = sorted(self._call() for _ in range(self.calls))
-        return sum(samples[: (self.calls + 1) // 2]) / ((self.calls + 1) // 2)
+        counted = (self._judged + 1) // 2
+        samples = [sorted(self._call() for _ in range(self._judged))[:counted] for _ in range(self.calls // self._judged)]
+        return sum(map(sum, samples)) / (len(samples) * counted)
 
     def renew(self) -> None:
         """Make a request and its inputs anew, elsewhere in memory."""
@@ -149,6 +159,9 @@ def measure(
         max_seconds: for all candidates together; by default 4 s for each.
     """
     timers = [_timer(reference), *(_timer(candidate) for candidate in candidates)]
+    judged = judged_calls(timers)
+    for timer in timers:
+        timer.judge(judged)
     if half_width <= HALF_WIDTH:
         for place, timer in enumerate(timers):
             timer.spread(PLACES - place % 2)  # one more or less, so that rounds pair all copies of two models
@@ -167,6 +180,12 @@ def measure(
         precise = len(rounds) >= fewest and all(_is_precise(samples, half_width) for samples in _ratios(rounds)[0])
     ratios, left_out = _ratios(rounds)
     return [_latency(samples, reference_ms, precise, left_out) for samples in ratios]
+
+
+def judged_calls(timers: Sequence[Timer]) -> int:
+    """Of how many calls in a row the faster half counts: as many as a block of the slowest model has, up to a few."""
+    slowest = max(timer.call_seconds for timer in timers)
+    return min(JUDGED_CALLS, max(1, round(BLOCK_SECONDS / slowest)))
 
 
 def reference_latency_ms(compiled: ov.CompiledModel | Timer, max_seconds: float | None = None) -> float:

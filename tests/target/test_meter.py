@@ -110,3 +110,25 @@ def test_random_inputs_fit_their_port() -> None:
 def test_a_model_with_integer_inputs_can_be_measured(one: ov.CompiledModel) -> None:
     (latency,) = measure([convolutions(1, np.uint8)], one, reference_ms=1.0, half_width=1.0)
     assert latency.ratio > 0
+
+
+def test_all_models_of_a_measurement_are_judged_by_equally_many_calls(one: ov.CompiledModel) -> None:
+    """The faster half of few calls is slower than the faster half of many: a model would differ from itself."""
+    fast, slow = meter.Timer(one), meter.Timer(one)
+    slow.call_seconds = meter.BLOCK_SECONDS / 2
+    assert meter.judged_calls([fast]) == meter.JUDGED_CALLS
+    assert meter.judged_calls([fast, slow]) == 2
+    fast.judge(2)
+    assert fast.calls % 2 == 0
+
+
+@pytest.mark.parametrize(("judged", "counted"), [(4, [1, 2]), (2, [1, 3]), (1, [4, 1, 3, 2])])
+def test_of_every_few_calls_the_faster_half_counts(
+    one: ov.CompiledModel, monkeypatch: pytest.MonkeyPatch, judged: int, counted: list[float]
+) -> None:
+    timer = meter.Timer(one)
+    timer.call_seconds = meter.BLOCK_SECONDS / 4
+    timer.judge(judged)
+    calls = iter([9.0, 4.0, 3.0, 1.0, 2.0])  # the first warms up
+    monkeypatch.setattr(timer, "_call", lambda: next(calls))
+    assert timer.block_seconds() == pytest.approx(np.mean(counted))
