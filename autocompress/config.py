@@ -13,6 +13,7 @@ from autocompress.device import Fingerprint, Target
 from autocompress.errors import ConfigError
 
 Objective = Literal["accuracy", "latency", "throughput", "size", "compressed_size"]
+Criterion = Literal["l1", "l2", "geometric_median", "bn_scale", "lamp", "taylor", "hessian", "random"]
 
 
 def _trade_off(value: list[str]) -> list[str]:
@@ -52,7 +53,7 @@ class CompressionConfig(BaseModel):
 
     target: Target = Target()
     fine_tuning: FineTuning = FineTuning()
-    criterion: Literal["l1", "l2"] = "l2"
+    criterion: Criterion = "l2"
     storage: Literal["compact", "fast"] = "compact"
     calibration_samples: int = Field(300, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)

@@ -6,6 +6,7 @@ without a line that says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,12 +73,17 @@ class Listener:
         return replace(decision, choices=kept or (0.0,))
 
     def step(self, group: Group, *, integer: bool) -> int:
-        """To which multiple the channels of a group are rounded: the largest step of its layers."""
-        if self.capabilities is None:
-            return UNKNOWN_STEP
-        precision = "int8" if integer else self.capabilities.float_precision
-        layers = [self._layer(name) for name in group.layers]
-        return max((_layer_step(self.capabilities, layer, precision) for layer in layers), default=1)
+        """To which multiple the channels of a group are rounded: the largest step of its layers.
+
+        Where a channel of the group is several of a layer, fewer of them make a step.
+        """
+        precision = "int8" if integer or self.capabilities is None else self.capabilities.float_precision
+        steps = []
+        for name in group.layers:
+            layer = self._layer(name)
+            step = UNKNOWN_STEP if self.capabilities is None else _layer_step(self.capabilities, layer, precision)
+            steps.append(step // math.gcd(step, group.width(name)))
+        return max(steps, default=1)
 
     def notes(self) -> list[str]:
         """One line for everything that was left out."""

@@ -67,11 +67,12 @@ class Policy:
     """What is done to a model.
 
     Args:
-        pruning: group name → fraction of its channels that is removed, in [0, 1).
+        pruning: group name → fraction of its channels that is removed, in [0, 1]. Of a group that can be removed whole, 1 removes
+            the residual branch whose inner group it is; another group keeps one channel.
         layers: layer name → LayerPolicy. A layer that is not named stays as it is.
 
     Raises:
-        PolicyError: a ratio outside [0, 1) or a bit-width outside the lists above.
+        PolicyError: a ratio outside [0, 1] or a bit-width outside the lists above.
     """
 
     _pruning: tuple[tuple[str, float], ...]
@@ -79,8 +80,8 @@ class Policy:
 
     def __init__(self, pruning: Mapping[str, float] | None = None, layers: Mapping[str, LayerPolicy] | None = None) -> None:
         for name, ratio in (pruning or {}).items():
-            _check_fraction(f"pruning ratio of {name}", ratio)
-        ratios = {name: _canonical_fraction(ratio) for name, ratio in (pruning or {}).items()}
+            _check_ratio(name, ratio)
+        ratios = {name: 1.0 if _is_whole(ratio) else _canonical_fraction(ratio) for name, ratio in (pruning or {}).items()}
         changed = {name: layer for name, layer in (layers or {}).items() if layer.to_dict()}
         object.__setattr__(self, "_pruning", tuple(sorted((name, ratio) for name, ratio in ratios.items() if ratio)))
         object.__setattr__(self, "_layers", tuple(sorted(changed.items())))
@@ -159,8 +160,22 @@ def _check_choice(name: str, value: Bits, choices: tuple[Bits, ...]) -> None:
         raise PolicyError(f"{name} takes one of {_listed(choices)}", repr(value))
 
 
+def _is_whole(ratio: float) -> bool:
+    return ratio == 1 and not isinstance(ratio, bool)
+
+
+def _is_fraction(value: float) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < 1
+
+
+def _check_ratio(group: str, value: float) -> None:
+    if not _is_fraction(value) and not _is_whole(value):
+        remedy = "0 leaves it whole, 0.5 removes half, 1 a whole residual branch."
+        raise PolicyError(f"pruning ratio of {group} lies in [0, 1]", repr(value), remedy)
+
+
 def _check_fraction(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if not _is_fraction(value):
         raise PolicyError(f"{name} lies in [0, 1)", repr(value), "0 leaves it whole, 0.5 removes half.")
 
 

@@ -38,7 +38,6 @@ RECORDED_PACKAGES = (
     "nncf",
     "optuna",
     "torch",
-    "torch-pruning",
     "keras",
     "tensorflow",
     "numpy",

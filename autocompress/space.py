@@ -37,7 +37,7 @@ class _Rule(BaseModel):
 
 
 class PruningRule(_Rule):
-    """The ratios of some groups."""
+    """The ratios of some groups. 1 removes a whole residual branch; groups that cannot go whole do without it."""
 
     groups: Patterns = "*"
     ratios: list[float]
@@ -45,8 +45,8 @@ class PruningRule(_Rule):
     @field_validator("ratios")
     @classmethod
     def _fractions(cls, value: list[float]) -> list[float]:
-        if not value or any(not 0 <= ratio < 1 for ratio in value):
-            raise ValueError("pruning ratios lie in [0, 1)")
+        if not value or any(not 0 <= ratio <= 1 for ratio in value):
+            raise ValueError("pruning ratios lie in [0, 1]")
         return value
 
 
@@ -221,7 +221,12 @@ def _steps(spec: SpaceSpec, structure: Structure, bits: Iterable[Decision], list
 
 
 def round_ratio(ratio: float, channels: int, step: int) -> float:
-    """The ratio that is really reached when the kept channels are a multiple of `step` (at least one step, at most all)."""
+    """The ratio that is really reached when the kept channels are a multiple of `step` (at least one step, at most all).
+
+    Only a ratio of 1 keeps nothing.
+    """
+    if ratio == 1:
+        return 1.0
     kept = max(step, round(channels * (1 - ratio) / step) * step)
     return 0.0 if ratio == 0 or kept >= channels else round(1 - kept / channels, 6)
 
@@ -255,7 +260,7 @@ def _pruning_decisions(spec: SpaceSpec, structure: Structure, steps: Mapping[str
     groups = {group.name: group for group in structure.groups}
     for name, rule in chosen.items():
         ratios = _distinct_ratios(rule.ratios, groups[name], steps[name])
-        if len(ratios) < len(set(rule.ratios)):
+        if len(ratios) < len(set(rule.ratios) - ({1} if not groups[name].removable else set())):
             left = ", ".join(f"{ratio:g}" for ratio in ratios)
             notes.append(f"{name}: {groups[name].channels} channels in steps of {steps[name]} leave the ratios {left}")
         yield Decision("prune", name, ratios)
@@ -264,7 +269,7 @@ def _pruning_decisions(spec: SpaceSpec, structure: Structure, steps: Mapping[str
 
 
 def _distinct_ratios(ratios: list[float], group: Group, step: int) -> tuple[float, ...]:
-    return tuple(sorted({round_ratio(ratio, group.channels, step) for ratio in ratios}))
+    return tuple(sorted({round_ratio(ratio, group.channels, step) for ratio in ratios if ratio < 1 or group.removable}))
 
 
 def _layer_decisions(kind: str, rules: list[Any], structure: Structure, choices: Any) -> Iterable[Decision]:

@@ -39,16 +39,27 @@ class Group:
         readers: (layer, count) of the layers that lose input channels, `count` of them for each channel of the group: 1, or
             height × width for a linear layer behind a flatten. A depthwise layer is both here and in `layers`; a layer that
             reads a concatenation is a reader of several groups.
+        wide: (layer, count) of the layers that lose more than one output channel for each channel of the group: the channels of a
+            head of an attention layer, or of a group of a grouped convolution, go together.
+        removable: it can be removed whole (ratio 1): the residual branch whose inner group it is vanishes.
     """
 
     name: str
     channels: int
     layers: tuple[str, ...]
     readers: tuple[tuple[str, int], ...] = ()
+    wide: tuple[tuple[str, int], ...] = ()
+    removable: bool = False
 
     def removed(self, ratio: float) -> int:
-        """How many channels a pruning ratio removes. One always stays."""
+        """How many channels a pruning ratio removes. One stays, unless the ratio is 1 and the group can be removed whole."""
+        if ratio == 1 and self.removable:
+            return self.channels
         return min(round(self.channels * ratio), self.channels - 1)
+
+    def width(self, layer: str) -> int:
+        """How many output channels a layer loses for each channel of the group."""
+        return dict(self.wide).get(layer, 1)
 
 
 @dataclass(frozen=True)
@@ -84,5 +95,5 @@ class Structure:
                 for name, count in group.readers:
                     inputs[name] = inputs.get(name, 0) + count * removed
                 for name in group.layers:
-                    outputs[name] = outputs.get(name, 0) + removed
+                    outputs[name] = outputs.get(name, 0) + removed * group.width(name)
         return inputs, outputs

@@ -85,10 +85,18 @@ def test_bits_outside_the_list_are_refused(bits: object) -> None:
 
 @pytest.mark.parametrize("ratio", [1, 1.0, 1.5, -0.1, float("nan"), float("inf"), True, "0.5", None])
 def test_a_fraction_outside_its_range_is_refused(ratio: object) -> None:
-    with pytest.raises(PolicyError, match=r"pruning ratio of conv lies in \[0, 1\)"):
-        Policy({"conv": ratio})  # type: ignore[dict-item]
     with pytest.raises(PolicyError, match=r"sparsity lies in \[0, 1\)"):
         LayerPolicy(sparsity=ratio)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [1.5, -0.1, float("nan"), float("inf"), True, "0.5", None])
+def test_a_pruning_ratio_outside_its_range_is_refused(ratio: object) -> None:
+    with pytest.raises(PolicyError, match=r"pruning ratio of conv lies in \[0, 1\].*1 a whole residual branch"):
+        Policy({"conv": ratio})  # type: ignore[dict-item]
+
+
+def test_a_ratio_of_1_is_kept() -> None:
+    assert Policy({"conv": 1}) == Policy({"conv": 1.0}) != Policy({"conv": 0.9999999})
 
 
 @pytest.mark.parametrize("bits", [8, 4, 1])

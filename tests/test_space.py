@@ -102,7 +102,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         ({"pruning": [{"ratios": [0.5], "layers": "*"}]}, r"Unknown key 'pruning\.0\.layers'"),
         ({"pruning": [{"groups": "*"}]}, r"pruning\.0\.ratios"),
         ({"pruning": [{"ratios": []}]}, "pruning ratios lie in"),
-        ({"pruning": [{"ratios": [1]}]}, "pruning ratios lie in"),
+        ({"pruning": [{"ratios": [1.1]}]}, "pruning ratios lie in"),
         ({"pruning": [{"ratios": [-0.1]}]}, "pruning ratios lie in"),
         ({"pruning": [{"ratios": [float("nan")]}]}, "pruning ratios lie in"),
         ({"pruning": [{"ratios": ["half"]}]}, "ratios"),

@@ -84,8 +84,8 @@ class Signature:
         return " ".join(str(value).replace(" ", "") for value in asdict(self).values())
 
     def at(self, inputs: int, outputs: int, integer: bool) -> Signature:
-        """The layer with other widths, in another precision. A depthwise layer has as many groups as channels."""
-        groups = inputs if self.is_depthwise else self.groups
+        """The layer with other widths, in another precision. A grouped layer loses whole groups."""
+        groups = max(1, self.groups * inputs // self.inputs)
         return replace(self, inputs=inputs, outputs=outputs, groups=groups, integer=integer)
 
 

@@ -68,8 +68,10 @@ class LayerTable:
     def time(self, original: Signature, inputs: int, outputs: int, integer: bool) -> float:
         """The time of a layer at other widths: from the table, or bilinear between the widths around it.
 
-        The latter is an estimate: kernels step by 8 or 16 channels.
+        The latter is an estimate: kernels step by 8 or 16 channels. A layer without inputs or outputs takes no time.
         """
+        if inputs <= 0 or outputs <= 0:
+            return 0.0
         layer = original.at(inputs, outputs, integer)
         if layer not in self.times:
             self.times[layer] = self._between(original, inputs, outputs, integer)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import models
 import pytest
 import torch
+import torch_pruning as tp
 from torch import nn
 
 import autocompress as ac
 from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.torch import pruning
 from autocompress.frameworks.torch.calls import outputs_of
 from autocompress.frameworks.torch.framework import TorchFramework
-from autocompress.frameworks.torch.prune import dependency_graph, group_of, removed_channels, silence_consumers
+from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, quiet
 from autocompress.structure import Structure
 
 FRAMEWORK = TorchFramework()
@@ -26,13 +29,26 @@ def pruned(model: nn.Module, ratios: dict[str, float]) -> nn.Module:
     return FRAMEWORK.compress(models.small_task(model), ac.Policy(ratios), "l2").model
 
 
+def removed_channels(model: nn.Module, ratios: dict[str, float], criterion: str = "l2") -> Mapping[str, Sequence[int]]:
+    return FRAMEWORK.compress(models.small_task(model), ac.Policy(ratios), criterion).removed
+
+
 def silenced(model: nn.Module, ratios: dict[str, float]) -> nn.Module:
-    example = (IMAGES[:1],)
-    quiet = copy.deepcopy(model)
-    for name, channels in removed_channels(model, example, ratios, "l2").items():
-        graph = dependency_graph(quiet, example)
-        silence_consumers(graph, group_of(graph, quiet.get_submodule(name), channels))
-    return quiet.eval()
+    """Who reads a channel is found by torch-pruning here: a second opinion."""
+    silent = copy.deepcopy(model).eval()
+    for name, channels in removed_channels(model, ratios).items():
+        with quiet(), torch.enable_grad():
+            graph = tp.DependencyGraph().build_dependency(silent, example_inputs=(IMAGES[:1],))
+        root = silent.get_submodule(name)
+        for dependency, indices in graph.get_pruning_group(
+            root, graph.get_pruner_of_module(root).prune_out_channels, list(channels)
+        ):
+            module = dependency.target.module
+            reads = isinstance(module, HEAVY) and dependency.handler == graph.get_pruner_of_module(module).prune_in_channels
+            if reads and getattr(module, "groups", 1) == 1:
+                with torch.no_grad():
+                    module.weight.index_fill_(int(not isinstance(module, TRANSPOSED)), torch.tensor(sorted(set(indices))), 0)
+    return silent
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -92,13 +108,22 @@ def test_a_pruned_model_is_the_original_with_silenced_channels(name: str) -> Non
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-def test_a_grouped_convolution_keeps_its_meaning_at_every_ratio() -> None:
+def test_a_grouped_convolution_loses_whole_groups() -> None:
+    """Those who read what a group of the convolution makes are silenced: the convolution behind it."""
     model = models.build("grouped")
-    for group in structure_of(model).groups:
-        for ratio in (0.25, 0.5, 0.75):
-            with torch.no_grad():
-                expected = silenced(model, {group.name: ratio})(IMAGES)
-                torch.testing.assert_close(pruned(model, {group.name: ratio})(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    grouped = next(name for name, module in model.named_modules() if getattr(module, "groups", 1) > 1)
+    group = next(group for group in structure_of(model).groups if grouped in group.layers)
+    (reader,) = [name for name, _ in group.readers if name != grouped]
+    each = model.get_submodule(grouped).out_channels // group.channels
+    assert group.width(grouped) == each
+    for ratio in (0.25, 0.5, 0.75):
+        gone = [
+            i for unit in removed_channels(model, {group.name: ratio})[group.name] for i in range(unit * each, (unit + 1) * each)
+        ]
+        silent = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            silent.get_submodule(reader).weight[:, gone] = 0
+            torch.testing.assert_close(pruned(model, {group.name: ratio})(IMAGES), silent(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet", "separable", "squeeze-excite"])
@@ -160,21 +185,24 @@ def test_pruning_a_model_with_a_dict_output_equals_silencing() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2"])
+CRITERIA = ["l1", "l2", "geometric_median", "bn_scale", "lamp", "taylor", "hessian", "random"]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_channels_of_a_smaller_ratio_are_among_those_of_a_larger(criterion: str) -> None:
-    model, example = models.build("resnet"), (IMAGES[:1],)
+    model = models.build("resnet")
     names = [group.name for group in structure_of(model).groups]
-    few, more = (removed_channels(model, example, dict.fromkeys(names, ratio), criterion) for ratio in (0.25, 0.5))
+    few, more = (removed_channels(model, dict.fromkeys(names, ratio), criterion) for ratio in (0.25, 0.5))
     for name in names:
         assert len(few[name]) * 2 == len(more[name])
         assert set(few[name]) < set(more[name])
 
 
 def test_a_group_loses_the_same_channels_whatever_happens_to_the_others() -> None:
-    model, example = models.build("resnet"), (IMAGES[:1],)
+    model = models.build("resnet")
     names = [group.name for group in structure_of(model).groups]
-    together = removed_channels(model, example, dict.fromkeys(names, 0.5), "l2")
-    assert all(removed_channels(model, example, {name: 0.5}, "l2")[name] == together[name] for name in names)
+    together = removed_channels(model, dict.fromkeys(names, 0.5))
+    assert all(removed_channels(model, {name: 0.5})[name] == together[name] for name in names)
 
 
 def test_the_weakest_channels_go_first() -> None:
@@ -183,7 +211,7 @@ def test_the_weakest_channels_go_first() -> None:
         model.conv.weight[[1, 6]] *= 1e-3
         model.conv.bias[[1, 6]] *= 1e-3
         model.fc.weight.view(10, 8, 16)[:, [1, 6]] *= 1e-3
-    assert removed_channels(model, (IMAGES[:1],), {"conv": 0.25}, "l2") == {"conv": [1, 6]}
+    assert removed_channels(model, {"conv": 0.25}) == {"conv": [1, 6]}
 
 
 def test_macs_are_those_of_one_sample_and_fall_with_the_channels() -> None:
@@ -228,3 +256,85 @@ def test_frozen_parameters_stay_frozen_in_the_candidate() -> None:
     trainable = {name: parameter.requires_grad for name, parameter in candidate.model.named_parameters()}
     assert not trainable["block1.conv1.weight"]
     assert trainable["block2.conv1.weight"]
+
+
+def test_a_residual_branch_vanishes_with_its_inner_channels() -> None:
+    model = models.build("resnet")
+    removable = {group.name for group in structure_of(model).groups if group.removable}
+    assert removable == {"block1.conv1", "block2.conv1"}
+    small = pruned(model, {"block1.conv1": 1.0})
+    silent = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        silent.block1.conv2.weight.zero_()
+        torch.testing.assert_close(small(IMAGES), silent(IMAGES), rtol=1e-4, atol=1e-5)
+    heavy = [name for name, module in small.named_modules() if isinstance(module, HEAVY)]
+    assert not any(name.startswith("block1") for name in heavy)
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp", "flatten", "sequential"])
+def test_what_the_output_needs_cannot_be_removed_whole(name: str) -> None:
+    model = models.build(name)
+    groups = structure_of(model).groups
+    assert not any(group.removable for group in groups)
+    assert all(group.removed(1.0) == group.channels - 1 for group in groups)
+
+
+class Transformer(nn.Module):
+    """Two blocks of attention and a hidden layer on sequences of rows."""
+
+    class Block(nn.Module):
+        """Pre-norm."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+            self.num_heads = 4
+            self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+            self.fc1, self.fc2 = nn.Linear(32, 64), nn.Linear(64, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch, length, _ = x.shape
+            q, k, v = self.qkv(self.norm1(x)).reshape(batch, length, 3, self.num_heads, 8).permute(2, 0, 3, 1, 4)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            x = x + self.proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+            return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Linear(8, 32), nn.Parameter(torch.randn(1, 8, 32) / 5)
+        self.blocks, self.norm, self.head = nn.Sequential(self.Block(), self.Block()), nn.LayerNorm(32), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.embed(x.flatten(1, 2)) + self.position)
+        return self.head(self.norm(x).mean(1))
+
+
+def test_heads_go_whole_with_the_number_that_their_module_remembers() -> None:
+    model = models.seeded(Transformer)
+    structure = structure_of(model)
+    groups = {group.name: group for group in structure.groups}
+    assert {name: group.channels for name, group in groups.items()} == {
+        "blocks.0.qkv": 4,
+        "blocks.0.fc1": 64,
+        "blocks.1.qkv": 4,
+        "blocks.1.fc1": 64,
+    }
+    assert groups["blocks.0.qkv"].width("blocks.0.qkv") == 24
+    assert all(group.removable for group in structure.groups)
+    (lost,) = removed_channels(model, {"blocks.0.qkv": 0.25}).values()
+    small = pruned(model, {"blocks.0.qkv": 0.25})
+    silent = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        silent.blocks[0].proj.weight[:, lost[0] * 8 : lost[0] * 8 + 8] = 0
+        torch.testing.assert_close(small(IMAGES), silent(IMAGES), rtol=1e-4, atol=1e-5)
+    assert (small.blocks[0].num_heads, small.blocks[1].num_heads) == (3, 4)
+    assert {frozen.name: frozen.reason for frozen in structure.frozen}["embed"]
+
+
+def test_proofs_are_kept_across_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    task = models.small_task(models.build("resnet"))
+    first = TorchFramework().inspect(task)
+    assert list((tmp_path / "proofs").iterdir())
+    monkeypatch.setattr(pruning, "prove", lambda *_: pytest.fail("proven again"))
+    assert TorchFramework().inspect(task) == first

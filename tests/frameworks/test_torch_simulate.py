@@ -12,7 +12,7 @@ from torch import nn
 
 import autocompress as ac
 from autocompress import grids
-from autocompress.frameworks.torch.prune import HEAVY
+from autocompress.frameworks.torch.layers import HEAVY
 from autocompress.frameworks.torch.simulate import SimulatedInput, SimulatedWeight, input_ranges, settle, simulate
 
 IMAGES = models.digits()["valid"][0][:16]

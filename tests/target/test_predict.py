@@ -73,9 +73,9 @@ def test_a_signature_says_what_a_layer_is() -> None:
     assert (found["fc"].inputs, found["fc"].outputs) == (24, 10)
 
 
-def test_a_depthwise_layer_has_as_many_groups_as_channels() -> None:
+def test_a_grouped_layer_loses_whole_groups() -> None:
     assert signatures("separable")["depthwise"].at(8, 8, True).groups == 8
-    assert signatures("grouped")["grouped"].at(8, 16, True).groups == 4
+    assert signatures("grouped")["grouped"].at(8, 16, True).groups == 2
 
 
 @pytest.mark.parametrize("kind", ["conv", "mlp", "separable", "grouped", "transposed", "conv1d"])
@@ -194,25 +194,28 @@ def test_less_work_is_estimated_to_take_less() -> None:
 
 
 def test_estimates_come_closer_to_what_is_measured() -> None:
-    """The truth: float layers as in the table, 8-bit layers half as slow again, and a constant."""
-    _, structure, predictor = predictor_of("resnet")
+    """The truth: float layers as in the table, 8-bit ones half as slow again, and a constant. Mean over four sets of policies."""
+    _, structure, _ = predictor_of("resnet")
+    unseen = [random_policy(structure, seed) for seed in range(100, 130)]
 
-    def truth(policy: ac.Policy) -> float:
-        floats, integers = predictor.features(policy)[:2]
-        return float(0.7 * floats + 1.1 * integers + 0.3)
+    def errors_of(first_seed: int) -> list[float]:
+        _, _, predictor = predictor_of("resnet")
 
-    def error() -> float:
-        unseen = [random_policy(structure, seed) for seed in range(100, 130)]
-        return float(np.mean([abs(predictor.ratio(policy) / truth(policy) - 1) for policy in unseen]))
+        def truth(policy: ac.Policy) -> float:
+            floats, integers = predictor.features(policy)[:2]
+            return float(0.7 * floats + 1.1 * integers + 0.3)
 
-    errors = [error()]
-    for seed in range(20):
-        policy = random_policy(structure, seed)
-        predictor.observe(policy, truth(policy))
-        errors.append(error())
+        found = []
+        for seed in range(first_seed, first_seed + 21):
+            found.append(float(np.mean([abs(predictor.ratio(policy) / truth(policy) - 1) for policy in unseen])))
+            policy = random_policy(structure, seed)
+            predictor.observe(policy, truth(policy))
+        return found
+
+    errors = np.mean([errors_of(first_seed) for first_seed in (0, 20, 40, 60)], axis=0)
     assert errors[0] > 0.05
-    assert errors[8] < 0.03
-    assert errors[20] < 0.015
+    assert errors[8] < errors[0] / 4
+    assert errors[20] < errors[0] / 10
 
 
 def test_a_float_layer_between_8_bit_layers_costs_conversions() -> None:

@@ -6,15 +6,19 @@ import logging
 import re
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import torch
+from openvino import opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.passes import ConstantFolding, Manager
 from torch import nn
 
 from autocompress.errors import ConversionError
-from autocompress.frameworks.torch.prune import quiet
+from autocompress.frameworks.torch.layers import quiet
+from autocompress.frameworks.torch.vanish import Vanished
 from autocompress.target.precision import COPY_MARK, HEAVY_OPERATIONS
 
 LAYER_TAG = "autocompress_layer"
@@ -43,7 +47,27 @@ def convert(model: nn.Module, example: Any) -> ov.Model:
     except Exception as error:  # the decoder traces arbitrary user code
         raise ConversionError(f"OpenVINO cannot convert the model: {type(error).__name__}: {error}") from error
     _name_layers(converted)
+    if any(isinstance(module, Vanished) for module in model.modules()):
+        _fold_constants(converted)
     return converted
+
+
+def _fold_constants(model: ov.Model) -> None:
+    """What is left of vanished branches becomes constants, of one value per channel where they do not vary in space."""
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in ("Add", "Multiply"):
+            continue
+        for port in node.inputs():
+            source = port.get_source_output().get_node()
+            if source.get_type_name() == "Constant" and len(source.get_output_shape(0)) > 2:
+                value = source.data
+                channels = value[(slice(None), slice(None), *[slice(0, 1)] * (value.ndim - 2))]
+                if value.shape != channels.shape and (value == channels).all():
+                    port.replace_source_output(ops.constant(np.array(channels)).output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _shapes(model: ov.Model, example: Any) -> dict[Any, list[int]]:

@@ -18,8 +18,9 @@ from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.torch.calls import example_inputs
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
-from autocompress.frameworks.torch.inspect import inspect, layers_of
-from autocompress.frameworks.torch.prune import remove_channels, removed_channels
+from autocompress.frameworks.torch.layers import layers_of
+from autocompress.frameworks.torch.prune import remove_channels
+from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.policy import Policy
 from autocompress.structure import Structure
@@ -34,6 +35,7 @@ class TorchFramework:
 
     def __init__(self) -> None:
         self._examples: WeakKeyDictionary[Task, dict[int, Any]] = WeakKeyDictionary()
+        self._prunings: WeakKeyDictionary[Task, Pruning] = WeakKeyDictionary()
 
     def digest(self, task: Task) -> str:
         """A hash of the printed architecture and of every weight."""
@@ -52,25 +54,32 @@ class TorchFramework:
             known[batch] = example_inputs(task, batch)
         return known[batch]
 
+    def _pruning(self, task: Task) -> Pruning:
+        """What can be removed from the task's model, found once."""
+        if task not in self._prunings:
+            self._prunings[task] = Pruning(task, self._example(task, 1), self.digest(task))
+        return self._prunings[task]
+
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
         for name, module in task.model.named_modules():
             if parametrize.is_parametrized(module):
                 remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
                 raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
-        return inspect(copy.deepcopy(task.model), self._example(task, 1))
+        return self._pruning(task).structure
 
     def compress(
         self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
     ) -> Candidate:
         """Prune physically, then simulate the policy's bits and zeros."""
         model, example = copy.deepcopy(task.model), self._example(task, 1)
-        if removed is None:
-            removed = removed_channels(model, example, policy.pruning, criterion) if policy.pruning else {}
-        remove_channels(model, example, removed)
+        if policy.pruning:
+            pruning = self._pruning(task)
+            removed = pruning.least_important(policy.pruning, criterion) if removed is None else removed
+            remove_channels(model, pruning.groups, removed, pruning.proof.follow)
         macs = {layer.name: layer.macs for layer in layers_of(model, example)}
         simulate(model, policy)
-        return Candidate(model.eval(), policy, macs, removed)
+        return Candidate(model.eval(), policy, macs, removed or {})
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""

@@ -1,164 +1,209 @@
-"""Layers and dependency groups of a module; every group is proven before it is reported as prunable."""
+"""Layers and channel groups of a module; every group is proven before it is reported as prunable."""
 
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from autocompress.frameworks.torch.calls import call, outputs_of
-from autocompress.frameworks.torch.prune import (
-    HEAVY,
-    TRANSPOSED,
-    dependency_graph,
-    group_of,
-    quiet,
-    remove_channels,
-    silence_consumers,
-)
-from autocompress.structure import FrozenGroup, Group, Layer, Structure
+from autocompress.frameworks.torch.channels import ChannelGroup, channel_groups
+from autocompress.frameworks.torch.layers import layers_of, quiet
+from autocompress.frameworks.torch.prune import remove_channels, silenced
+from autocompress.structure import FrozenGroup, Structure
 
 TOLERANCE = 1e-4
 """Largest difference of a pruned and a silenced model's outputs, relative to their range. Float rounding stays far below."""
+ALIVE = 1e-3
+"""Outputs for two inputs that differ by less than this, relative to their range, do not depend on the input any more."""
+ENOUGH_FAILURES = 3
+"""Groups of one kind (names that differ in their numbers) that fail one after the other; the others are then not tried."""
+
+
+@dataclass
+class Proof:
+    """What was proven of a module's groups.
+
+    Attributes:
+        proven: groups whose channels can be removed, all together.
+        removable: those of them that can be removed whole.
+        follow: those of them for which numbers that modules remember have to change.
+        frozen: the other groups, and why.
+    """
+
+    proven: list[str] = field(default_factory=list)
+    removable: list[str] = field(default_factory=list)
+    follow: list[str] = field(default_factory=list)
+    frozen: dict[str, str] = field(default_factory=dict)
+
+
+def structure_of(model: nn.Module, example: Any, groups: Mapping[str, ChannelGroup], proof: Proof) -> Structure:
+    """The structure of a module, in the words that are the same for all frameworks."""
+    proven = tuple(groups[name].described(name in proof.removable) for name in proof.proven)
+    frozen = tuple(FrozenGroup(name, reason) for name, reason in proof.frozen.items())
+    return Structure(layers_of(model, example), proven, frozen)
 
 
 def inspect(model: nn.Module, example: Any) -> Structure:
     """The structure of a module, seen on an example input. The module is not changed."""
-    return Structure(layers_of(model, example), *_groups_of(model, example))
-
-
-def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
-    """Every convolution and linear layer that runs, with its multiply-accumulates for one sample."""
-    layers: dict[str, Layer] = {}
-    hooks = []
-
-    def count(name: str) -> Any:
-        def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            weight = module.weight
-            macs = _positions(module, inputs[0], output) * weight.numel() + (layers[name].macs if name in layers else 0)
-            layers[name] = Layer(name, type(module).__name__, tuple(weight.shape), macs, getattr(module, "groups", 1))
-
-        return hook
-
-    model.eval()
-    for name, module in model.named_modules():
-        if isinstance(module, HEAVY):
-            hooks.append(module.register_forward_hook(count(name)))
     try:
+        groups = channel_groups(copy.deepcopy(model), example)
+    except Exception as error:  # tracing runs arbitrary user code
+        frozen = FrozenGroup("the whole model", f"it cannot be traced for pruning ({type(error).__name__}: {_first_line(error)})")
+        return Structure(layers_of(model, example), (), (frozen,))
+    return structure_of(model, example, groups, prove(model, example, groups))
+
+
+def prove(model: nn.Module, example: Any, groups: Mapping[str, ChannelGroup]) -> Proof:
+    """Which groups can be removed: half of the channels of all at once must equal silencing them in the whole model."""
+    prover = _Prover(perturbed(model), example, groups)
+    proof = Proof(frozen={name: group.reason for name, group in groups.items() if group.reason})
+    open_groups = []
+    for name, group in groups.items():
+        if group.reason is None and group.channels < 2:
+            proof.frozen[name] = "it has a single channel, or its channels are mixed with each other"
+        elif group.reason is None:
+            open_groups.append(name)
+    proof.follow = [name for name in open_groups if any(m.role == "writes" and m.width > 1 for m in groups[name].members)]
+    proven = prover.bisect(open_groups, proof)
+    proof.proven = prover.jointly(proven, proof)
+    proof.removable = [name for name in proof.proven if prover.can_vanish(name, proof.follow)]
+    return proof
+
+
+class _Prover:
+    """Compares pruned copies of a perturbed module with silenced ones."""
+
+    def __init__(self, model: nn.Module, example: Any, groups: Mapping[str, ChannelGroup]) -> None:
+        self.model, self.example, self.groups = model, example, groups
+        self._failed: dict[str, list[str]] = {}
+
+    def bisect(self, names: list[str], proof: Proof) -> list[str]:
+        """The groups that can be removed by themselves; the others are frozen. Halves that fail are looked into."""
+        names = [name for name in names if not self._is_hopeless(name, proof)]
+        if not names or self._refuted(names, proof.follow) is None:
+            return names
+        if len(names) > 1:
+            middle = len(names) // 2
+            return self.bisect(names[:middle], proof) + self.bisect(names[middle:], proof)
+        other = [name for name in proof.follow if name != names[0]]
+        toggled = other if names[0] in proof.follow else [*proof.follow, *names]
+        if self._refuted(names, toggled) is None:
+            proof.follow = toggled
+            return names
+        proof.frozen[names[0]] = self._refuted(names, proof.follow) or ""
+        self._failed.setdefault(_kind(names[0]), []).append(names[0])
+        return []
+
+    def _is_hopeless(self, name: str, proof: Proof) -> bool:
+        """True where several groups of its kind have failed; it is then frozen like them."""
+        failed = self._failed.get(_kind(name), [])
+        if len(failed) < ENOUGH_FAILURES:
+            return False
+        proof.frozen[name] = f"like {failed[0]}, where {proof.frozen[failed[0]]}"
+        return True
+
+    def jointly(self, names: list[str], proof: Proof) -> list[str]:
+        """As many of the groups as can be removed together."""
+        if not names or self._refuted(names, proof.follow) is None:
+            return names
+        kept: list[str] = []
+        for name in names:
+            reason = self._refuted([*kept, name], proof.follow)
+            if reason is None:
+                kept.append(name)
+            else:
+                proof.frozen[name] = f"beside {len(kept)} other groups, {reason}"
+        return kept
+
+    def can_vanish(self, name: str, follow: Iterable[str]) -> bool:
+        """True where all channels can go and the output still depends on the input."""
+        removed = {name: list(range(self.groups[name].channels))}
+        try:
+            quiet_model = silenced(self.model, self.groups, removed).eval()
+            here, elsewhere = (self._outputs(quiet_model, example) for example in (self.example, _another(self.example)))
+            if not max(map(_relative_difference, here, elsewhere)) > ALIVE:
+                return False
+            pruned = self._pruned(removed, follow)
+            return _differ(self._outputs(pruned, self.example), here) <= TOLERANCE
+        except Exception:  # a user's forward can raise anything on what is left
+            return False
+
+    def _refuted(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
+        """None if removing half the channels of all groups equals silencing them in the whole model; else why not."""
+        removed = {name: irregular_half(self.groups[name].channels) for name in names}
+        try:
+            actual = self._outputs(self._pruned(removed, follow), self.example)
+            expected = self._outputs(silenced(self.model, self.groups, removed).eval(), self.example)
+        except Exception as error:  # a wrong mapping shows as any error that a user's forward can raise
+            return f"the pruned model does not run ({type(error).__name__}: {_first_line(error)})"
+        if [a.shape for a in actual] != [e.shape for e in expected]:
+            return "its channels are the model's output"
+        difference = _differ(actual, expected)
+        if not difference <= TOLERANCE:
+            return f"removing its channels changes the output by {difference:.1e} of its range more than silencing them"
+        return None
+
+    def _pruned(self, removed: Mapping[str, list[int]], follow: Iterable[str]) -> nn.Module:
+        pruned = copy.deepcopy(self.model)
+        remove_channels(pruned, self.groups, removed, follow)
+        return pruned.eval()
+
+    def _outputs(self, model: nn.Module, example: Any) -> list[torch.Tensor]:
         with torch.no_grad(), quiet():
-            call(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return tuple(layers[name] for name, _ in model.named_modules() if name in layers)
+            return outputs_of(call(model, example))
 
 
-def _positions(module: Any, value: torch.Tensor, output: torch.Tensor) -> int:
-    """How often the whole weight is applied to the one sample of the example."""
-    if isinstance(module, TRANSPOSED):
-        return value.numel() // int(module.in_channels)
-    return output.numel() // int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
-def _groups_of(model: nn.Module, example: Any) -> tuple[tuple[Group, ...], tuple[FrozenGroup, ...]]:
-    """Groups that can be removed together with all groups before them, and the ones that are frozen, with the reason."""
-    perturbed = _perturbed(model)
-    try:
-        graph = dependency_graph(copy.deepcopy(perturbed), example)
-        found = list(graph.get_all_groups(root_module_types=HEAVY))
-    except Exception as error:  # torch-pruning traces arbitrary user code
-        return (), (FrozenGroup("the whole model", f"it cannot be traced for pruning ({type(error).__name__}: {error})"),)
-    names = {module: name for name, module in graph.model.named_modules()}
-    proven: list[Group] = []
-    frozen: list[FrozenGroup] = []
-    for members in found:
-        group = _described(graph, members, names)
-        reason = _refuted(perturbed, example, [*proven, group])
-        if reason is None:
-            proven.append(group)
-        else:
-            frozen.append(FrozenGroup(group.name, reason))
-    return tuple(proven), tuple(frozen)
-
-
-def _described(graph: tp.DependencyGraph, members: tp.Group, names: dict[nn.Module, str]) -> Group:
-    channels = len(members[0].idxs)
-    layers: list[str] = []
-    read: dict[str, set[int]] = {}
-    for dependency, indices in members:
-        module = dependency.target.module
-        if not isinstance(module, HEAVY):
-            continue
-        name, loses_outputs = names[module], graph.is_out_channel_pruning_fn(dependency.handler)
-        if loses_outputs and name not in layers:
-            layers.append(name)
-        if not loses_outputs or _is_depthwise(module):
-            read.setdefault(name, set()).update(indices)
-    readers = tuple((name, len(indices) // channels) for name, indices in read.items())
-    return Group(names[members[0].dep.target.module], channels, tuple(layers), readers)
-
-
-def _is_depthwise(module: Any) -> bool:
-    """True where torch-pruning removes inputs and outputs in one."""
-    return getattr(module, "groups", 1) == getattr(module, "out_channels", 0) > 1
-
-
-def _refuted(model: nn.Module, example: Any, groups: list[Group]) -> str | None:
-    """None if removing half the channels of all groups equals silencing them in the whole model; else why not."""
-    last = groups[-1]
-    if last.channels < 2:
-        return "it has a single channel"
-    removed = {group.name: _irregular_half(group.channels) for group in groups}
-    try:
-        pruned = copy.deepcopy(model)
-        remove_channels(pruned, example, removed)
-        with torch.no_grad(), quiet():
-            actual = outputs_of(call(pruned.eval(), example))
-            expected = outputs_of(call(_silenced(model, example, removed).eval(), example))
-    except Exception as error:  # a wrong mapping shows as any error that a user's forward can raise
-        return f"the pruned model does not run ({type(error).__name__}: {_first_line(error)})"
-    if [a.shape for a in actual] != [e.shape for e in expected]:
-        return "its channels are the model's output"
-    difference = max(_relative_difference(a, e) for a, e in zip(actual, expected, strict=True))
-    if not difference <= TOLERANCE:
-        return f"removing its channels changes the output by {difference:.1e} of its range more than silencing them"
-    return None
-
-
-def _irregular_half(channels: int) -> list[int]:
+def irregular_half(channels: int) -> list[int]:
     """Half of the channels, unevenly spread: every second one would hide that a grouped convolution needs as many per group."""
     order = torch.randperm(channels, generator=torch.Generator().manual_seed(channels))
     return sorted(order[: channels // 2].tolist())
 
 
-def _silenced(model: nn.Module, example: Any, removed: dict[str, list[int]]) -> nn.Module:
-    silenced = copy.deepcopy(model)
-    graph = dependency_graph(silenced, example)
-    for name, indices in removed.items():
-        silence_consumers(graph, group_of(graph, silenced.get_submodule(name), indices))
-    return silenced
-
-
-def _perturbed(model: nn.Module) -> nn.Module:
+def perturbed(model: nn.Module) -> nn.Module:
     """A copy in which every block matters: a zero-initialised norm or a tiny layer scale would hide a wrong mapping."""
-    perturbed = copy.deepcopy(model).eval()
+    changed = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in perturbed.parameters():
+        for parameter in changed.parameters():
+            if not parameter.is_floating_point():
+                continue
             if parameter.ndim <= 1:
                 noise = torch.rand(parameter.shape, generator=generator) + 0.5
             else:
                 noise = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
             parameter.copy_(noise)
-        for name, buffer in perturbed.named_buffers():
+        for name, buffer in changed.named_buffers():
             if name.endswith("running_mean"):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
             elif name.endswith("running_var"):
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    return perturbed
+    return changed
+
+
+def _another(example: Any) -> Any:
+    """Another input of the same kind: reversed along every dimension but the batch's, and floats turned around zero."""
+
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        reversed_ = tensor.flip([*range(1, tensor.ndim)]) if tensor.ndim > 1 else tensor
+        return -0.7 * reversed_ if tensor.is_floating_point() else reversed_
+
+    if isinstance(example, dict):
+        return {name: turned(tensor) for name, tensor in example.items()}
+    return tuple(map(turned, example))
+
+
+def _differ(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    return max(map(_relative_difference, actual, expected))
 
 
 def _relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:

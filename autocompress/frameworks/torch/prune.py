@@ -1,84 +1,123 @@
-"""Physical removal of channels, with torch-pruning's dependency graph."""
+"""Physical removal of channels, and its counterpart in the whole model: silencing those who read them."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-import torch_pruning as tp
 from torch import nn
 
-HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CRITERIA = {"l1": 1, "l2": 2}
+from autocompress.frameworks.torch.channels import ChannelGroup, removed_slices
+from autocompress.frameworks.torch.layers import TRANSPOSED
+from autocompress.frameworks.torch.vanish import vanish
+
+Groups = Mapping[str, ChannelGroup]
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Tracing warns about what is no concern of the user's: unwrapped parameters, Python branches on shapes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequence[int]], follow: Iterable[str] = ()) -> None:
+    """Remove channels in place.
 
-
-def dependency_graph(model: nn.Module, example: Any) -> tp.DependencyGraph:
-    """torch-pruning's graph; tracing needs gradients and evaluation mode."""
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    with quiet(), torch.enable_grad():
-        return tp.DependencyGraph().build_dependency(model, example_inputs=example)
-
-
-def group_of(graph: tp.DependencyGraph, module: nn.Module, indices: list[int]) -> tp.Group:
-    """The group that removes these output channels of a module."""
-    return graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, indices)
-
-
-def removed_channels(model: nn.Module, example: Any, ratios: Mapping[str, float], criterion: str) -> dict[str, list[int]]:
-    """Group name → the channels that go: the least important of the *original* model.
-
-    Every group is ranked once, whatever happens to the others, so the channels of a smaller ratio are among those of a larger.
+    Args:
+        model: the original.
+        groups: of the original.
+        removed: group → its channels that go. Where all go, the layers between them and the next that have other inputs go too.
+        follow: groups with whose widths the numbers that modules remember (heads, widths) are to change.
     """
-    graph = dependency_graph(copy.deepcopy(model), example)
-    importance = tp.importance.GroupMagnitudeImportance(p=CRITERIA[criterion])
-    removed = {}
-    for name, ratio in ratios.items():
-        module = graph.model.get_submodule(name)
-        channels = graph.get_out_channels(module)
-        scores = importance(group_of(graph, module, list(range(channels))))
-        order = torch.argsort(scores, stable=True).tolist()
-        removed[name] = sorted(order[: min(round(channels * ratio), channels - 1)])
-    return removed
+    slices = {place: gone for place, gone in removed_slices(groups, removed).items() if gone.size}
+    before = {name: _width(module) for name, module in model.named_modules()}
+    homes = _homes(model)
+    for (tensor, axis), gone in slices.items():
+        module, attribute = _owner(model, tensor)
+        value = getattr(module, attribute)
+        kept = np.setdiff1d(np.arange(value.shape[axis]), gone)
+        _replace(homes[id(value)], value, value.detach().index_select(axis, torch.from_numpy(kept).to(value.device)), homes)
+    for tensor, _ in slices:
+        synchronize(_owner(model, tensor)[0])
+    for name in follow:
+        if removed.get(name):
+            _follow(model, groups[name], len(removed[name]), before)
+    vanish(model, groups, removed)
 
 
-def remove_channels(model: nn.Module, example: Any, removed: Mapping[str, Sequence[int]]) -> None:
-    """Remove channels in place, group by group."""
-    if not removed:
-        return
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    graph = dependency_graph(model, example)
-    for name, indices in removed.items():
-        group_of(graph, model.get_submodule(name), list(indices)).prune()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags[name])
+def silenced(model: nn.Module, groups: Groups, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A copy in which nothing reads some channels.
 
-
-def silence_consumers(graph: tp.DependencyGraph, group: tp.Group) -> None:
-    """Zero, in place, the weights with which a group's channels are read.
-
-    The channels still run through batch norms and activations, but nothing listens: exactly what removing them does.
+    They still run through batch norms and activations, but the weights that read them are zero: exactly what removing them does.
     """
-    for dependency, indices in group:
-        module = dependency.target.module
-        if not isinstance(module, HEAVY) or getattr(module, "groups", 1) > 1:
-            continue
-        if dependency.handler == graph.get_pruner_of_module(module).prune_in_channels:
-            axis = 0 if isinstance(module, TRANSPOSED) else 1
-            channels = torch.as_tensor(sorted(set(indices)), device=module.weight.device)
-            with torch.no_grad():
-                module.weight.index_fill_(axis, channels, 0)
+    quiet = copy.deepcopy(model)
+    with torch.no_grad():
+        for (tensor, axis), gone in removed_slices(groups, removed, ("reads",)).items():
+            weight = quiet.get_parameter(tensor)
+            weight.index_fill_(axis, torch.from_numpy(gone).to(weight.device), 0)
+    return quiet
+
+
+def synchronize(module: Any) -> None:
+    """Let the numbers that a module remembers of its shape follow its tensors."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, TRANSPOSED):
+        module.groups = module.groups * module.weight.shape[0] // module.in_channels if module.groups > 1 else 1
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif hasattr(module, "kernel_size") and hasattr(module, "groups"):
+        module.groups = module.groups * module.weight.shape[0] // module.out_channels if module.groups > 1 else 1
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif hasattr(module, "num_features"):
+        module.num_features = len(next(t for t in (module.weight, module.running_mean) if t is not None))
+    elif isinstance(module, nn.LayerNorm) or hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * len(module.weight) // module.num_channels
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def _width(module: Any) -> tuple[int, int]:
+    """Inputs and outputs of a layer; zeros of another module."""
+    for names in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        if all(isinstance(getattr(module, name, None), int) for name in names):
+            return getattr(module, names[0]), getattr(module, names[1])
+    return 0, 0
+
+
+def _follow(model: nn.Module, group: ChannelGroup, lost: int, before: Mapping[str, tuple[int, int]]) -> None:
+    """Change the numbers of heads and widths that the modules around a group's layers remember."""
+    kept = group.channels - lost
+    for parent in {member.layer.rpartition(".")[0]: None for member in group.members if member.layer}:
+        module = model.get_submodule(parent)
+        changed: dict[int, int] = {}
+        for member in group.members:
+            if member.layer.rpartition(".")[0] == parent and member.layer in before:
+                width = before[member.layer][int(member.role == "writes")]
+                changed[width] = width - lost * member.width
+        for name, value in list(vars(module).items()):
+            if type(value) is int and "head" in name and value == group.channels:
+                setattr(module, name, kept)
+            elif type(value) is int and value in changed:
+                setattr(module, name, changed[value])
+
+
+def _owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
+    module, _, attribute = tensor.rpartition(".")
+    return model.get_submodule(module), attribute
+
+
+def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every place in which a parameter or buffer is registered; a tied one has several."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append((module, name))
+    return found
+
+
+def _replace(places: list[tuple[nn.Module, str]], old: torch.Tensor, value: torch.Tensor, homes: dict[int, Any]) -> None:
+    new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    for module, name in places:
+        setattr(module, name, new)
+    homes[id(new)] = places

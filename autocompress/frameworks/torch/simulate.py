@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from autocompress import grids
-from autocompress.frameworks.torch.prune import TRANSPOSED
+from autocompress.frameworks.torch.layers import TRANSPOSED
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.target.precision import LayerGrid
 

@@ -1,0 +1,33 @@
+"""Gradients of the task's loss at the original's weights, for the criteria that ask what a channel does to the loss."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice
+
+import numpy as np
+import torch
+
+from autocompress.frameworks.torch.calls import call
+from autocompress.frameworks.torch.finetune import _batches, _default_loss
+from autocompress.task import Task
+
+BATCHES = 10
+
+
+def mean_gradients(task: Task, squared: bool) -> dict[str, torch.Tensor]:
+    """Parameter → mean over some training batches of the gradient, or of its square."""
+    model = copy.deepcopy(task.model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    loss_of = task.loss or _default_loss
+    sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    count = 0
+    for batch in islice(_batches(task, model, np.random.default_rng(0)), BATCHES):
+        model.zero_grad()
+        torch.as_tensor(loss_of(call(model, batch.inputs), batch.targets)).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                sums[name] += parameter.grad**2 if squared else parameter.grad
+        count += 1
+    return {name: total / max(1, count) for name, total in sums.items()}
