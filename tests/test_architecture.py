@@ -24,6 +24,7 @@ LAYERS = [
     ["config", "run_folder", "watch"],
     ["front", "inert"],
     ["space"],
+    ["policy_file"],
     ["baselines", "strategy", "target"],
     ["frameworks"],
     ["report", "result", "bundle", "trial"],
