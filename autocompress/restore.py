@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -51,7 +52,10 @@ def load(path: str | Path, model: Any, calibration_data: Any = None) -> Any:
 
 def _samples(path: Path) -> tuple[Any, Any]:
     """The stored inputs, with targets that say nothing."""
-    with np.load(path / "samples.npz") as stored:
-        named = {name: stored[name] for name in stored}
+    try:
+        with np.load(path / "samples.npz") as stored:
+            named = {name: stored[name] for name in stored}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise BundleError("A bundle's samples.npz holds arrays", str(error), "Export it again.") from error
     inputs = tuple(named.values()) if all(name.isdigit() for name in named) else named
     return inputs, np.zeros(len(next(iter(named.values()))), np.int64)
