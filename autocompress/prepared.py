@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,13 @@ class Preparation:
         macs: multiply-accumulates by layer.
         removed: group → the channels of the original that were removed.
         config: criterion, target, storage.
-        steps: batches that the user's training has, for schedules; None where nothing is scheduled.
     """
 
     task: Task
     policy: Policy
     macs: Mapping[str, int]
     removed: Mapping[str, Sequence[int]]
-    config: CompressionConfig = field(default_factory=CompressionConfig)
-    steps: int | None = None
+    config: CompressionConfig
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Preparation:
         """Copies of a module share it: it is not changed, and it holds the user's data."""
@@ -47,9 +45,9 @@ class Preparation:
         return Candidate(model, self.policy, dict(self.macs), self.removed)
 
 
-def remember(candidate: Candidate, task: Task, config: CompressionConfig, steps: int | None = None) -> Any:
+def remember(candidate: Candidate, task: Task, config: CompressionConfig) -> Any:
     """The candidate's module, which now knows how it was made."""
-    made = Preparation(task, candidate.policy, candidate.macs, candidate.removed, config, steps)
+    made = Preparation(task, candidate.policy, candidate.macs, candidate.removed, config)
     setattr(candidate.model, ATTRIBUTE, made)
     return candidate.model
 

@@ -19,8 +19,9 @@ import numpy as np
 from autocompress.bundle import bundled_samples, complete_bundle, require_new, unmeasured_promise
 from autocompress.config import CompressionConfig, validated
 from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
+from autocompress.errors import ConfigError
 from autocompress.frameworks.torch.framework import TorchFramework
-from autocompress.frameworks.torch.script import make_ready, structure_of
+from autocompress.frameworks.torch.script import follow_schedules, leave_schedules, make_ready, structure_of
 from autocompress.history import History
 from autocompress.policy import Policy
 from autocompress.policy_file import read_policy, resolve_policy
@@ -39,6 +40,7 @@ def prepare(
     policy: Policy | Mapping[str, Any] | str | Path,
     calibration_data: Any,
     *,
+    steps: int | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     target_key: str = "labels",
     preprocessing: dict[str, Any] | None = None,
@@ -55,6 +57,7 @@ def prepare(
         policy: a Policy, the path of a YAML or JSON file (by hand or from a search), a template's name, or the mapping itself.
         calibration_data: a tensor or array of inputs, a dict of them by name, a pair (inputs, targets), or a DataLoader. The
             first batches give ranges and batch-norm statistics, here and at the export.
+        steps: training batches in all, for what the policy does gradually. Default: everything is in force from the start.
         loss: for importance criteria that need gradients; see `Task`.
         target_key: the key of the targets where batches are dicts.
         preprocessing: for the bundle's contract; see `Task`.
@@ -64,12 +67,16 @@ def prepare(
     Raises:
         UserError: the policy does not fit the model, or the model, data or options cannot be used.
     """
+    if steps is not None and steps < 1:
+        raise ConfigError("steps is at least 1", steps)
     config, written = validated(CompressionConfig, options), read_policy(policy)
     described = {"loss": loss, "target_key": target_key, "preprocessing": preprocessing, "name": name or type(model).__name__}
     task = task_of(model, calibration_data, **described)
     resolved = resolve_policy(written, structure_of(task, prunable=bool(written["pruning"])))
     candidate = TorchFramework().compress(task, resolved, config.criterion)
     make_ready(candidate, task)
+    if steps is not None:
+        follow_schedules(candidate.model, steps)
     prepared: nn.Module = remember(candidate, task, config)
     return prepared.train()
 
@@ -95,6 +102,7 @@ def export(model: nn.Module, out: str | Path) -> Path:
     require_new(path)
     framework, target = TorchFramework(), made.config.target
     candidate = made.candidate(copy.deepcopy(model).eval())
+    leave_schedules(candidate.model)
     samples = calibration_inputs(made.task, made.config)
     compact = made.config.storage == "compact"
     graph, notes = deploy(framework, made.task, candidate, target, samples, trained=True, compact=compact)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import autocompress as ac
 from autocompress.bundle import promise_of
 from autocompress.errors import BundleError, ConfigError, ModelError, PolicyError, TaskError
+from autocompress.frameworks.torch import simulate
 from autocompress.frameworks.torch.simulate import input_ranges
 from autocompress.frameworks.torch.state import load_weights, save_weights, tie_again, tied_parameters
 
@@ -149,6 +150,20 @@ def test_the_policy_may_come_from_a_search(finished: Path) -> None:
     np.testing.assert_array_equal(simulated(by_file), simulated(by_object))
 
 
+def test_schedules_follow_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(simulate, "set_progress", lambda model, fraction: seen.append(fraction), raising=False)
+    model = ac.torch.prepare(models.resnet(), MIXED, images(64), steps=4)
+    simulated(model)
+    train(model, 2)
+    resumed = ac.torch.prepare(models.resnet(), MIXED, images(64), steps=4)
+    resumed.load_state_dict(model.state_dict())
+    train(copy.deepcopy(resumed), 3)
+    assert seen == [0, 0.25, 0.5, 0.75, 1.0]
+    path = ac.torch.export(resumed, tmp_path / "out")
+    np.testing.assert_array_equal(simulated(ac.load(path, models.ResNet())), simulated(resumed))
+
+
 # What was exported
 
 
@@ -193,6 +208,7 @@ REFUSED = {
     "a generator": ({"calibration_data": iter([])}, TaskError, "again and again"),
     "samples, not batches": ({"calibration_data": TensorDataset(torch.zeros(3, 1, 8, 8))}, TaskError, "DataLoader"),
     "unknown criterion": ({"criterion": "luck"}, ConfigError, "criterion.*'luck'"),
+    "no step": ({"steps": 0}, ConfigError, "at least 1"),
     "unknown option": ({"epochs": 3}, ConfigError, "Unknown key 'epochs'"),
 }
 

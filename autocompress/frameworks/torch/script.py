@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 
 from autocompress.frameworks.base import Candidate
+from autocompress.frameworks.torch import simulate
 from autocompress.frameworks.torch.calls import call, device_of, example_inputs, tensors
 from autocompress.frameworks.torch.finetune import reestimate_batch_norm
 from autocompress.frameworks.torch.framework import TorchFramework, require_plain
@@ -18,6 +20,8 @@ from autocompress.structure import Structure
 from autocompress.task import Task
 
 CALIBRATION_BATCHES = 8
+STEPS, STEPS_DONE = "autocompress_steps", "autocompress_steps_done"
+"""Buffers of the root module."""
 
 
 def structure_of(task: Task, *, prunable: bool) -> Structure:
@@ -46,3 +50,30 @@ def calibrate_ranges(task: Task, model: nn.Module) -> None:
         for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
             call(model, tensors(batch.inputs, device))
     model.eval()
+
+
+def follow_schedules(model: nn.Module, steps: int) -> None:
+    """Let the module count its training batches, and tell its simulation how much of the training is done.
+
+    The count is part of its state, so a training that is resumed from a checkpoint goes on where it was.
+    """
+    model.register_buffer(STEPS_DONE, torch.zeros((), dtype=torch.int64, device=device_of(model)))
+    model.register_buffer(STEPS, torch.tensor(steps, device=device_of(model)))
+    model.register_forward_pre_hook(_advance)
+
+
+def leave_schedules(model: nn.Module) -> None:
+    """Take off what `follow_schedules` added, in place."""
+    if hasattr(model, STEPS):
+        del model._buffers[STEPS_DONE], model._buffers[STEPS]
+        hooks = model._forward_pre_hooks
+        model._forward_pre_hooks = type(hooks)((key, hook) for key, hook in hooks.items() if hook is not _advance)
+
+
+def _advance(model: nn.Module, _: Any) -> None:
+    if model.training and torch.is_grad_enabled():
+        done, steps = model.get_buffer(STEPS_DONE), model.get_buffer(STEPS)
+        tell = getattr(simulate, "set_progress", None)  # there are schedules only where the simulation knows of them
+        if tell is not None:
+            tell(model, min(int(done) / int(steps), 1.0))
+        done += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from autocompress.errors import ModelError
@@ -19,7 +19,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     first = _first_names(state)
     temporary = path.with_name(f".{path.name}")
     try:
-        save_file({name: state[name].contiguous().clone() for name in dict.fromkeys(first.values())}, temporary)
+        stored = {name: state[name].contiguous().clone() for name in dict.fromkeys(first.values())}
+        temporary.write_bytes(save(stored))  # save_file lets nobody but the user read the file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
