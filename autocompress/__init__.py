@@ -5,6 +5,12 @@ import autocompress as ac
 task = ac.Task(model, train=train_loader, valid=valid_loader, test=test_loader)
 result = ac.search(task, latency_budget="50%", max_trials=40, out="runs/mnist")
 result.best(max_accuracy_drop=0.01).export("deploy/")
+
+In a training script of your own:
+
+model = ac.torch.prepare(model, "policy.yaml", calibration_loader)
+...
+ac.torch.export(model, "deploy/")
 """
 
 from __future__ import annotations
@@ -14,11 +20,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autocompress import torch as torch
     from autocompress.config import SearchConfig
     from autocompress.device import Target
     from autocompress.hardware import bench, explain, probe
     from autocompress.outer_loop import search
     from autocompress.policy import LayerPolicy, Policy
+    from autocompress.restore import load
     from autocompress.result import Result
     from autocompress.single import compress
     from autocompress.task import Task
@@ -39,6 +47,7 @@ __all__ = [
     "bench",
     "compress",
     "explain",
+    "load",
     "probe",
     "search",
     "verify",
@@ -54,18 +63,23 @@ _HOME = {
     "bench": "hardware",
     "compress": "single",
     "explain": "hardware",
+    "load": "restore",
     "probe": "hardware",
     "search": "outer_loop",
     "verify": "verification",
 }
+_FRAMEWORKS = ("torch",)
+"""Modules for training scripts. They are not in `__all__`: a star import must not hide the framework itself."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import autocompress` costs nothing."""
+    if name in _FRAMEWORKS:
+        return importlib.import_module(f"autocompress.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
     return getattr(importlib.import_module(f"autocompress.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_FRAMEWORKS})

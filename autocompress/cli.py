@@ -144,7 +144,7 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
 @app.command()
 def compress(
     task: Annotated[str, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")],
-    policy: Annotated[Path, typer.Option(help="A YAML or JSON file with the policy.")],
+    policy: Annotated[str, typer.Option(help="A YAML or JSON file, or a template (qat-int8, mixed, prune-qat).")],
     out: OutOption = None,
     epochs: EpochsOption = None,
     threads: ThreadsOption = None,

@@ -9,7 +9,7 @@ AutocompressError
 │   ├── TargetError      the device, its hints
 │   ├── ModelError       a model file, or the shapes of its inputs
 │   ├── RunFolderError   a run folder that is missing, foreign, changed or damaged
-│   └── BundleError      an exported bundle that is missing or damaged
+│   └── BundleError      an exported bundle that is missing, damaged, or of another model
 ├── StageError           one trial failed; it is recorded and the search goes on
 │   ├── ConversionError  the model could not be turned into the IR that the policy asks for
 │   └── DivergedError    the loss became NaN or infinite
@@ -63,7 +63,7 @@ class RunFolderError(UserError):
 
 
 class BundleError(UserError):
-    """A bundle is missing or damaged."""
+    """A bundle is missing, damaged, or of another model."""
 
 
 class StageError(AutocompressError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autocompress import baselines
-from autocompress.bundle import promise_of, write_bundle
+from autocompress.bundle import bundled_samples, promise_of, write_bundle
 from autocompress.config import Objective, Recorded, SearchConfig
 from autocompress.errors import RunFolderError, TaskError
 from autocompress.front import eligible, most_accurate, near_front
@@ -30,8 +30,6 @@ USER = "user"
 """Source of a policy that a user gave."""
 KNOWN = ("name", "identity", "fingerprint", "reference_ms", "landmarks")
 """What run.json has to tell for a run to be resumed."""
-SAMPLES, SAMPLE_BYTES = 32, 4_000_000
-"""Validation inputs kept for the bundles' self-test."""
 RECORDED_PACKAGES = (
     "autocompress",
     "openvino",
@@ -190,6 +188,8 @@ class Run:
                 "notes": list(self.space.notes),
             },
         )
+        framework = self.bench.framework
+        self.folder.write_json("original.json", {"framework": framework.name, "original": framework.architecture(self.task)})
         recorded = Recorded(
             metric=self.metric.name,
             direction=self.metric.direction,
@@ -203,14 +203,9 @@ class Run:
         self._write_samples()
 
     def _write_samples(self) -> None:
-        samples = self.task.splits["valid"].take(SAMPLES)
-        size = sum(array.nbytes for array in _named(samples[0]).values())
-        samples = samples[: max(1, SAMPLE_BYTES // max(1, size))]
-        joined: dict[str, Any] = {
-            name: np.concatenate([_named(sample)[name] for sample in samples]) for name in _named(samples[0])
-        }
         with self.folder.disk_guard():
-            np.savez(self.folder.file("samples.npz"), **joined)
+            samples: dict[str, Any] = bundled_samples(self.task.splits["valid"])
+            np.savez(self.folder.file("samples.npz"), **samples)
 
 
 def installed_versions() -> dict[str, str]:
@@ -222,8 +217,3 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _named(inputs: Any) -> dict[str, Any]:
-    """Inputs by name; positional ones are called "0", "1" and so on."""
-    return inputs if isinstance(inputs, dict) else {str(i): array for i, array in enumerate(inputs)}

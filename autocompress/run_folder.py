@@ -2,10 +2,11 @@
 
 config.yaml           the resolved configuration
 run.json              what the run belongs to: digests of model, data and settings, and its reference latency
+original.json         every part of the original model in words, so that its candidates can be made again
 samples.npz           a few validation inputs, for the bundles' self-test
 study.db              the Optuna study
 trials.csv front.csv  derived from the records
-trials/NNNN/          record.json (the truth), policy.json, model.xml/.bin, weights.safetensors
+trials/NNNN/          record.json (the truth), policy.json, removed.json, model.xml/.bin, weights.safetensors
 best                  a link to the bundle of the best trial so far, swapped whole
 """
 
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,15 @@ class RunFolder:
     def has_model(self, number: int) -> bool:
         """True where a trial's IR is on disk."""
         return (self.trial(number) / "model.xml").is_file()
+
+    def removed(self, number: int) -> dict[str, list[int]] | None:
+        """Group → the channels that a trial's candidate lost; None if it was never made."""
+        name = f"trials/{number:04d}/removed.json"
+        return dict(self.read_json(name)) if self.file(name).is_file() else None
+
+    def save_removed(self, number: int, removed: Mapping[str, Sequence[int]]) -> None:
+        """Keep what `removed` gives back."""
+        self.write_text(f"trials/{number:04d}/removed.json", json.dumps({name: list(found) for name, found in removed.items()}))
 
     def discard(self, record: TrialRecord) -> None:
         """Forget a trial."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autocompress import baselines
-from autocompress.config import SearchConfig, read_yaml_mapping, validated
+from autocompress.config import SearchConfig, validated
 from autocompress.errors import AutocompressError
 from autocompress.policy import Policy
+from autocompress.policy_file import read_policy, resolve_policy
 from autocompress.record import Plan, State
 from autocompress.result import Choice
 from autocompress.run import USER, Run
-from autocompress.space import require_known_names
 from autocompress.task import Task, load_task
 from autocompress.watch import Watcher
 
@@ -21,7 +22,7 @@ NO_SPACE: dict[str, Any] = {}
 
 def compress(
     task: Task | str | Path,
-    policy: Policy | str | Path,
+    policy: Policy | Mapping[str, Any] | str | Path,
     *,
     out: str | Path = "runs/compress",
     resume: bool = False,
@@ -32,7 +33,7 @@ def compress(
 
     Args:
         task: a Task, or the path of a file that holds one.
-        policy: a Policy, or the path of a YAML or JSON file with one.
+        policy: a Policy, the path of a YAML or JSON file or a template's name (both may hold patterns), or the mapping itself.
         out: the run folder.
         resume: add the policy to the run in `out`, if there is one.
         watcher: told of progress.
@@ -44,16 +45,15 @@ def compress(
     """
     config = validated(SearchConfig, {"out": str(out), "space": NO_SPACE, **options})
     task = load_task(task) if isinstance(task, str | Path) else task
-    policy = policy if isinstance(policy, Policy) else Policy.from_dict(read_yaml_mapping(Path(policy), "policy"))
-    return Single(task, config, watcher or Watcher(), policy).run(resume)
+    return Single(task, config, watcher or Watcher(), read_policy(policy)).run(resume)
 
 
 class Single(Run):
     """A run of one policy."""
 
-    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher, policy: Policy) -> None:
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher, policy: Mapping[str, Any]) -> None:
         super().__init__(task, config, watcher)
-        self.policy = policy
+        self.written = policy
 
     def run(self, resume: bool) -> Choice:
         """The policy's trial, complete and measured."""
@@ -68,4 +68,4 @@ class Single(Run):
 
     def _refuse_what_cannot_work(self) -> None:
         """A policy for another model."""
-        require_known_names(self.policy, self.bench.structure)
+        self.policy = resolve_policy(self.written, self.bench.structure)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from autocompress.capabilities import Capabilities
 from autocompress.config import Objective, Objectives, read_yaml_mapping, validated
 from autocompress.decision import Decision
-from autocompress.errors import ConfigError, SpaceError
+from autocompress.errors import ConfigError, PolicyError, SpaceError
 from autocompress.inert import Listener, steps_in_words
 from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
 from autocompress.structure import Group, Structure
@@ -322,7 +322,7 @@ def require_known_names(policy: Policy, structure: Structure) -> None:
     """Check a user's own policy against the model.
 
     Raises:
-        SpaceError: a group or layer that the model does not have.
+        PolicyError: a group or layer that the model does not have.
     """
     for what, named, known in (
         ("group", policy.pruning, [group.name for group in structure.groups]),
@@ -332,7 +332,7 @@ def require_known_names(policy: Policy, structure: Structure) -> None:
             if name not in known:
                 frozen = {f.name: f.reason for f in structure.frozen}
                 why = f" ({frozen[name]})" if what == "group" and name in frozen else ""
-                raise SpaceError(
+                raise PolicyError(
                     f"A policy names {what}s that the model has",
                     f"{name!r}{why}",
                     f"It has: {', '.join(known) or 'none'}.",

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
 
 from autocompress.config import CompressionConfig
-from autocompress.data import Inputs, map_arrays
+from autocompress.data import Inputs
+from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
 from autocompress.device import Target
 from autocompress.errors import DiskFullError
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings
@@ -28,7 +28,6 @@ from autocompress.run_folder import RunFolder
 from autocompress.structure import Structure
 from autocompress.target import precision
 from autocompress.target.evaluate import evaluate
-from autocompress.target.executed import kernels
 from autocompress.target.meter import measure, reference_latency_ms
 from autocompress.target.runtime import compile_for_scoring, compile_model
 from autocompress.task import Task
@@ -66,43 +65,23 @@ class Workbench:
     @cached_property
     def samples(self) -> list[Inputs]:
         """Inputs for calibration, each with the deployed batch size."""
-        singles = self.task.calibration_split.take(self.config.calibration_samples)
-        return [map_arrays(sample, lambda a: np.repeat(a, self.target.batch, axis=0)) for sample in singles]
+        return calibration_inputs(self.task, self.config)
 
     @property
     def tune_settings(self) -> TuneSettings:
         """How candidates are fine-tuned."""
         return tune_settings(self.task, self.config)
 
-    def candidate(self, policy: Policy) -> Candidate:
-        """The model under a policy, untrained."""
-        return self.framework.compress(self.task, policy, self.config.criterion)
+    def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
+        """The model under a policy, untrained; without the channels that an earlier candidate lost, if they are given."""
+        return self.framework.compress(self.task, policy, self.config.criterion, removed)
 
     def deploy(
         self, candidate: Candidate, target: Target, trained: bool, samples: Sequence[Inputs]
     ) -> tuple[ov.Model, list[str]]:
-        """The candidate as the IR that will be shipped, and notes.
-
-        Low-bit codes whose packed storage would cost their layer its integer kernel are stored in 8 bits.
-        """
-        converted = self.framework.to_openvino(self.task, candidate, target.batch)
+        """The candidate as the IR that will be shipped, and notes."""
         compact = self.config.storage == "compact"
-        correct_bias = not trained and len(samples) > 1
-        model = precision.place_precision(converted, candidate.policy, samples, correct_bias=correct_bias, compact=compact)
-        packed = [
-            name
-            for name, grid in converted.grids.items()
-            if compact and grid.bits <= 4 and candidate.policy.layer(name).is_integer
-        ]
-        if packed:
-            running = kernels(compile_model(model, target), packed)
-            wide = [name for name in packed if name in running and not running[name].is_low]
-            if wide:
-                model = precision.place_precision(
-                    converted, candidate.policy, samples, wide=wide, correct_bias=correct_bias, compact=compact
-                )
-                converted.notes.append(f"stored in 8 bits to keep an integer kernel: {', '.join(wide)}")
-        return model, converted.notes
+        return deploy(self.framework, self.task, candidate, target, samples, trained=trained, compact=compact)
 
     def untrained_latency(self, candidate: Candidate, half_width: float = GATE_HALF_WIDTH) -> Latency:
         """The latency that a candidate will have once it is trained, measured before any training."""
@@ -175,7 +154,8 @@ class TrialRunner:
             return None
         record.done = [stage for stage in record.done if stage not in (Stage.EXPORT, Stage.MEASURE)]
         with self._stage(record, Stage.COMPRESS):
-            candidate = self.bench.candidate(record.policy)
+            candidate = self.bench.candidate(record.policy, self.folder.removed(record.number))
+            self.folder.save_removed(record.number, candidate.removed)
             record.macs = sum(candidate.macs.values())
         return candidate
 
@@ -191,7 +171,7 @@ class TrialRunner:
     def _fine_tune(self, record: TrialRecord, candidate: Candidate | None) -> None:
         if candidate is None:
             return
-        weights = self.folder.trial(record.number) / "weights.safetensors"
+        weights = self._weights_path(record)
         if Stage.FINE_TUNE in record.done and weights.is_file():
             self.bench.framework.load(candidate, weights)
             return
@@ -205,18 +185,18 @@ class TrialRunner:
         path, target = self._model_path(record), self._target(record)
         with self._stage(record, Stage.EXPORT):
             model, record.notes = self.bench.deploy(candidate, target, trained=record.plan.tune, samples=self.bench.samples)
+            if Stage.FINE_TUNE not in record.done:
+                self.bench.framework.save(candidate, self._weights_path(record))
             precision.save(model, path)
             record.size_bytes, record.compressed_bytes = _sizes(path)
             self._read_kernels(record, compile_model(path, target), candidate.macs)
 
     def _read_kernels(self, record: TrialRecord, compiled: ov.CompiledModel, macs: dict[str, int]) -> None:
         """How much of what the policy quantizes really runs in INT8."""
-        asked = [name for name in macs if record.policy.layer(name).is_integer]
-        running = kernels(compiled, asked)
-        integer = [name for name in asked if name in running and running[name].is_low]
-        record.int8_share = len(integer) / len(asked) if asked else None
-        record.int8_macs_share = sum(macs[name] for name in integer) / max(1, sum(macs.values()))
-        record.notes += [f"{name} was to run in INT8 and does not" for name in asked if name not in integer]
+        is_integer = integer_layers(compiled, record.policy, macs)
+        record.int8_share = sum(is_integer.values()) / len(is_integer) if is_integer else None
+        record.int8_macs_share = sum(macs[name] for name in is_integer if is_integer[name]) / max(1, sum(macs.values()))
+        record.notes += not_as_asked(is_integer)
 
     def _measure(self, record: TrialRecord) -> None:
         if Stage.MEASURE in record.done:
@@ -243,6 +223,9 @@ class TrialRunner:
 
     def _model_path(self, record: TrialRecord) -> Path:
         return self.folder.trial(record.number) / "model.xml"
+
+    def _weights_path(self, record: TrialRecord) -> Path:
+        return self.folder.trial(record.number) / "weights.safetensors"
 
     def _target(self, record: TrialRecord) -> Target:
         """The target, with the trial's own float precision if it has one."""

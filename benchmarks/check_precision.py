@@ -34,7 +34,7 @@ from torch import nn
 
 from autocompress.device import Target
 from autocompress.frameworks.torch.convert import convert
-from autocompress.frameworks.torch.inspect import layers_of
+from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.simulate import settle, simulate
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.target.executed import kernels

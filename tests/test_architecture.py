@@ -24,11 +24,13 @@ LAYERS = [
     ["config", "run_folder", "watch"],
     ["front", "inert"],
     ["space"],
+    ["policy_file"],
     ["baselines", "strategy", "target"],
     ["frameworks"],
+    ["history", "deploy", "prepared"],
     ["report", "result", "bundle", "trial"],
-    ["setup", "verification", "hardware"],
-    ["run"],
+    ["setup", "verification", "restore", "hardware"],
+    ["run", "torch"],
     ["console"],
     ["outer_loop", "single"],
     ["dry_run"],
@@ -42,7 +44,7 @@ CONFINED = {
     "safetensors": ["frameworks.torch"],
     "keras": ["frameworks.keras"],
     "tensorflow": ["frameworks.keras"],
-    "openvino": ["target", "frameworks.torch.convert", "frameworks.keras.convert", "trial"],
+    "openvino": ["target", "frameworks.torch.convert", "frameworks.keras.convert", "trial", "deploy"],
     "nncf": ["target.precision"],
     "optuna": ["strategy"],
     "scipy": ["target.meter", "frameworks.torch.labels"],
@@ -55,7 +57,7 @@ CONFINED = {
     "typer": ["cli"],
 }
 PUBLIC = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task"]
-PUBLIC += ["bench", "compress", "explain", "probe", "search", "verify"]
+PUBLIC += ["bench", "compress", "explain", "load", "probe", "search", "verify"]
 
 
 def name_of(path: Path) -> str:
@@ -197,6 +199,12 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
         importlib.import_module(f"autocompress.{module}")
     assert all(callable(getattr(ac, name)) for name in PUBLIC)
     assert not set(PUBLIC) & set(MODULES)
+
+
+def test_the_module_for_training_scripts_comes_when_it_is_used() -> None:
+    code = "import sys, autocompress as ac; print('torch' in sys.modules, *ac.torch.__all__, 'torch' in dir(ac))"
+    assert python("-c", code).split() == ["False", "export", "prepare", "True"]
+    assert "torch" not in ac.__all__  # a star import must not hide the framework
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -23,6 +23,7 @@ from autocompress.record import State
 FILES = {
     *("model.xml", "model.bin", "policy.json", "contract.json", "promise.json"),
     *("samples.npz", "expected.npz", "infer.py", "SHA256SUMS"),
+    *("history.json", "weights.safetensors"),
 }
 
 

@@ -305,7 +305,8 @@ POLICIES = {
     "frozen group": ('{"pruning": {"1": 0.5}}', "output"),
     "5 bits": ('{"layers": {"1": {"weights": 5}}}', "5"),
     "ratio": ('{"pruning": {"1": 1.5}}', "[0, 1)"),
-    "unknown key": ('{"layer": {}}', "layer"),
+    "unknown key": ('{"layer": {}}', "['layer']"),
+    "pattern of nothing": ('{"layers": {"conv*": {"weights": 8}}}', "It has: 1"),
     "not YAML": ("{", "YAML"),
 }
 
@@ -417,6 +418,16 @@ def test_the_table_fits_a_terminal(run_copy: Path, task_file: Path) -> None:
     assert "accuracy" in table
     assert all(len(line) <= 80 for line in table.splitlines() if "│" not in line and "/" not in line)
     assert "…" not in table
+
+
+@pytest.mark.parametrize("policy", ["layers: {'*': {weights: 8, activations: 8}, 'type:Linear': {weights: 4}}", "mixed"])
+def test_a_policy_of_patterns_from_the_command_line(policy: str, linear_file: Path, tmp_path: Path, steady_meter: None) -> None:
+    if policy.startswith("layers"):
+        (tmp_path / "hand.yaml").write_text(policy)
+        policy = str(tmp_path / "hand.yaml")
+    outcome = searches.cli("compress", linear_file, "--policy", policy, "--out", tmp_path / "run", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["plan"]["policy"] == {"pruning": {}, "layers": {"1": {"weights": 4, "activations": 8}}}
 
 
 def test_one_policy_from_the_command_line(linear_file: Path, tmp_path: Path, steady_meter: None) -> None:

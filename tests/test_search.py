@@ -77,11 +77,11 @@ def unique_policies(folder: Path) -> bool:
 
 def test_the_folder_is_complete(finished: Path) -> None:
     names = {path.name for path in finished.iterdir() if not path.name.startswith(".")}
-    files = "config.yaml front.csv pareto.png pareto.svg report.html run.json samples.npz study.db trials.csv trials best"
-    assert names == set(files.split())
+    files = "config.yaml front.csv original.json pareto.png pareto.svg report.html run.json samples.npz study.db trials.csv"
+    assert names == {*files.split(), "trials", "best"}
     for folder in (finished / "trials").iterdir():
         inside = {path.name for path in folder.iterdir()}
-        assert {"policy.json", "record.json", "model.xml", "model.bin"} <= inside
+        assert {"policy.json", "record.json", "removed.json", "model.xml", "model.bin", "weights.safetensors"} <= inside
         assert not any(name.startswith(".") for name in inside)
     assert (finished / "best").is_symlink()
     assert [path.name for path in finished.glob(".best-*")] == [(finished / "best").readlink().name]
@@ -377,10 +377,10 @@ def test_a_disk_that_fills_up_while_weights_are_written_is_said(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("autocompress.frameworks.torch.framework.save_file", no_space)
+        patch.setattr("autocompress.frameworks.torch.framework.save_weights", no_space)
         with pytest.raises(DiskFullError):
             search_bits(linear_task(fine_tune=Loop()), tmp_path / "run", max_trials=2)
-    assert searches.candidates(tmp_path / "run")[0].state == State.RUNNING
+    assert searches.records(tmp_path / "run")[0].state == State.RUNNING
 
 
 def test_a_model_that_cannot_run_is_refused_before_anything_is_tried(tmp_path: Path) -> None:

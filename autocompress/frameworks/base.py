@@ -56,6 +56,10 @@ class Framework(Protocol):
         """A hash of the model's architecture and weights."""
         ...
 
+    def architecture(self, task: Task) -> dict[str, str]:
+        """Every part of the model by name, in words: models whose words are equal take each other's weights."""
+        ...
+
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
         ...
@@ -86,7 +90,11 @@ class Framework(Protocol):
         ...
 
     def load(self, candidate: Candidate, path: Path) -> None:
-        """Read what `save` wrote into a candidate of the same policy."""
+        """Read what `save` wrote into a candidate of the same policy.
+
+        Raises:
+            ModelError: the file is damaged or of another model.
+        """
         ...
 
     def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:

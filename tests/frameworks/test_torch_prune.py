@@ -338,3 +338,24 @@ def test_proofs_are_kept_across_processes(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "proofs").iterdir())
     monkeypatch.setattr(pruning, "prove", lambda *_: pytest.fail("proven again"))
     assert TorchFramework().inspect(task) == first
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.two, self.last = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.two(torch.relu(self.one(torch.relu(self.first(x.flatten(1))))))))
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = models.seeded(Tied)
+    small = pruned(model, {group.name: 0.5 for group in structure_of(model).groups})
+    assert small.one.weight is small.two.weight
+    assert small.one.weight.shape == (8, 8)
+    assert (small.two.in_features, small.two.out_features) == (8, 8)
+    assert small(IMAGES).shape == (16, 10)

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn.utils import parametrize
 
 from autocompress.errors import TaskError
@@ -22,6 +22,7 @@ from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
+from autocompress.frameworks.torch.state import architecture, load_weights, save_weights
 from autocompress.policy import Policy
 from autocompress.structure import Structure
 from autocompress.target.precision import Converted
@@ -47,6 +48,10 @@ class TorchFramework:
             )
         return found.hexdigest()[:16]
 
+    def architecture(self, task: Task) -> dict[str, str]:
+        """Every module and tensor of the model in words."""
+        return architecture(task.model)
+
     def _example(self, task: Task, batch: int) -> Any:
         """Example inputs, read once: every candidate of a run is converted at the same shapes."""
         known = self._examples.setdefault(task, {})
@@ -62,10 +67,7 @@ class TorchFramework:
 
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
-        for name, module in task.model.named_modules():
-            if parametrize.is_parametrized(module):
-                remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
-                raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
+        require_plain(task.model)
         return self._pruning(task).structure
 
     def compress(
@@ -86,17 +88,12 @@ class TorchFramework:
         fine_tune(task, candidate.model, settings, progress)
 
     def save(self, candidate: Candidate, path: Path) -> None:
-        """Write the candidate's weights as safetensors, whole or not at all."""
-        temporary = path.with_name(f".{path.name}")
-        try:
-            save_file({name: tensor.contiguous().clone() for name, tensor in candidate.model.state_dict().items()}, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the candidate's weights as safetensors."""
+        save_weights(candidate.model, path)
 
     def load(self, candidate: Candidate, path: Path) -> None:
         """Read what `save` wrote."""
-        candidate.model.load_state_dict(load_file(path))
+        load_weights(candidate.model, path)
 
     def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
         """Convert a plain copy whose weights lie on their grids."""
@@ -104,3 +101,15 @@ class TorchFramework:
         codes = settle(plain)
         ranges = input_ranges(candidate.model)
         return Converted(convert(plain, self._example(task, batch)), codes, input_ranges=ranges)
+
+
+def require_plain(model: nn.Module) -> None:
+    """Check that a model can be compressed.
+
+    Raises:
+        TaskError: something already stands between its weights and its layers.
+    """
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
+            raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)

@@ -34,8 +34,10 @@ def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequ
         value = getattr(module, attribute)
         kept = np.setdiff1d(np.arange(value.shape[axis]), gone)
         _replace(homes[id(value)], value, value.detach().index_select(axis, torch.from_numpy(kept).to(value.device)), homes)
-    for tensor, _ in slices:
-        synchronize(_owner(model, tensor)[0])
+    for tensor in {tensor for tensor, _ in slices}:
+        module, attribute = _owner(model, tensor)
+        for owner, _ in homes[id(getattr(module, attribute))]:
+            synchronize(owner)
     for name in follow:
         if removed.get(name):
             _follow(model, groups[name], len(removed[name]), before)

@@ -181,13 +181,13 @@ class _Tracer(TorchDispatchMode):
         if ids is None:
             return
         if groups == 1:
-            self._note(name, f"{name}.weight", 0 if isinstance(module, TRANSPOSED) else 1, ids, "reads")
+            self._note(name, self._names[module.weight], 0 if isinstance(module, TRANSPOSED) else 1, ids, "reads")
             return
         # a group of a grouped convolution goes as a whole, with its inputs and outputs
         inputs, outputs = ids.reshape(groups, -1), self._written_by(module).reshape(groups, -1)
         for part in (inputs, outputs):
             self.classes.join(part, inputs[:, :1])
-        self._note(name, f"{name}.weight", 0 if isinstance(module, TRANSPOSED) else None, ids, "reads")
+        self._note(name, self._names[module.weight], 0 if isinstance(module, TRANSPOSED) else None, ids, "reads")
 
     def _channels(self, reader: str, value: torch.Tensor, axis: int) -> torch.Tensor | None:
         """Ids along the axis that a layer reads. Channels along other dimensions have to stay."""
@@ -205,12 +205,12 @@ class _Tracer(TorchDispatchMode):
         name = self._layers[module]
         grouped = isinstance(module, TRANSPOSED) and module.groups > 1
         axis = None if grouped else 1 if isinstance(module, TRANSPOSED) else 0
-        place = (f"{name}.weight" + "#" * grouped, axis)  # a grouped transposed weight is sliced along its inputs alone
+        place = (self._names[module.weight] + "#" * grouped, axis)  # a grouped transposed weight is sliced along its inputs alone
         if place not in self._slices:
             count = module.out_features if hasattr(module, "out_features") else module.out_channels
             self._note(name, *place, self.classes.new(count), "writes")
-            if module.bias is not None:
-                self._note("", f"{name}.bias", 0, self._slices[place].ids, "carries")
+        if module.bias is not None:  # of a second layer with the same weight, its own
+            self._note("", self._names[module.bias], 0, self._slices[place].ids, "carries")
         return self._slices[place].ids
 
     def _is_matrix_parameter(self, tensor: torch.Tensor) -> bool:
@@ -238,7 +238,7 @@ class _Tracer(TorchDispatchMode):
         known = self._slices.get((tensor, axis))
         if known is None:
             self._slices[tensor, axis] = _Slices(layer, ids.clone(), role)
-        elif known.ids is not ids:
+        else:
             self.classes.join(known.ids, ids)
 
 
