@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import autocompress as ac
 from autocompress.bundle import promise_of
 from autocompress.errors import BundleError, ConfigError, ModelError, PolicyError, TaskError
-from autocompress.frameworks.torch import simulate
+from autocompress.frameworks.torch import script
 from autocompress.frameworks.torch.simulate import input_ranges
 from autocompress.frameworks.torch.state import load_weights, save_weights
 
@@ -152,7 +152,7 @@ def test_the_policy_may_come_from_a_search(finished: Path) -> None:
 
 def test_schedules_follow_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[float] = []
-    monkeypatch.setattr(simulate, "set_progress", lambda model, fraction: seen.append(fraction), raising=False)
+    monkeypatch.setattr(script, "set_progress", lambda model, fraction: seen.append(fraction))
     model = ac.torch.prepare(models.resnet(), MIXED, images(64), steps=4)
     simulated(model)
     train(model, 2)

@@ -8,8 +8,9 @@ from itertools import islice
 import numpy as np
 import torch
 
+from autocompress.frameworks.torch.batches import training_batches
 from autocompress.frameworks.torch.calls import call
-from autocompress.frameworks.torch.finetune import _batches, _default_loss
+from autocompress.frameworks.torch.losses import default_loss
 from autocompress.task import Task
 
 BATCHES = 10
@@ -20,10 +21,10 @@ def mean_gradients(task: Task, squared: bool) -> dict[str, torch.Tensor]:
     model = copy.deepcopy(task.model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    loss_of = task.loss or _default_loss
+    loss_of = task.loss or default_loss
     sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     count = 0
-    for batch in islice(_batches(task, model, np.random.default_rng(0)), BATCHES):
+    for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCHES):
         model.zero_grad()
         torch.as_tensor(loss_of(call(model, batch.inputs), batch.targets)).backward()
         for name, parameter in model.named_parameters():

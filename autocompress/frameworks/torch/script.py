@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
 from autocompress.frameworks.base import Candidate
-from autocompress.frameworks.torch import simulate
-from autocompress.frameworks.torch.calls import call, device_of, example_inputs, tensors
-from autocompress.frameworks.torch.finetune import reestimate_batch_norm
+from autocompress.frameworks.torch.batches import reestimate_batch_norm
+from autocompress.frameworks.torch.calls import device_of, example_inputs
+from autocompress.frameworks.torch.finetune import calibrate_ranges
 from autocompress.frameworks.torch.framework import TorchFramework, require_plain
 from autocompress.frameworks.torch.layers import layers_of
-from autocompress.frameworks.torch.simulate import SimulatedInput
+from autocompress.frameworks.torch.simulate import set_progress
 from autocompress.structure import Structure
 from autocompress.task import Task
 
-CALIBRATION_BATCHES = 8
 STEPS, STEPS_DONE = "autocompress_steps", "autocompress_steps_done"
 """Buffers of the root module."""
 
@@ -37,19 +35,6 @@ def make_ready(candidate: Candidate, task: Task) -> None:
     if candidate.removed:
         reestimate_batch_norm(candidate.model, task)
     calibrate_ranges(task, candidate.model)
-
-
-def calibrate_ranges(task: Task, model: nn.Module) -> None:
-    """Let the simulated inputs see some batches; nothing else of the module changes."""
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, SimulatedInput):
-            module.train()
-    device = device_of(model)
-    with torch.no_grad():
-        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
-            call(model, tensors(batch.inputs, device))
-    model.eval()
 
 
 def follow_schedules(model: nn.Module, steps: int) -> None:
@@ -73,7 +58,5 @@ def leave_schedules(model: nn.Module) -> None:
 def _advance(model: nn.Module, _: Any) -> None:
     if model.training and torch.is_grad_enabled():
         done, steps = model.get_buffer(STEPS_DONE), model.get_buffer(STEPS)
-        tell = getattr(simulate, "set_progress", None)  # there are schedules only where the simulation knows of them
-        if tell is not None:
-            tell(model, min(int(done) / int(steps), 1.0))
+        set_progress(model, min(int(done) / int(steps), 1.0))
         done += 1
