@@ -28,13 +28,26 @@ ModelType = TypeVar("ModelType", bound=BaseModel)
 
 
 class FineTuning(BaseModel):
-    """What overrides the task's own settings; None leaves them."""
+    """How candidates are fine-tuned.
+
+    Attributes:
+        epochs, learning_rate, distillation: override the task's own; None leaves them.
+        feature_distillation: weight of the distance between a candidate's attention maps and the original's, beside the loss.
+        binarization: weights of 1 bit have one scale per output channel ("xnor", XNOR-Net) or per layer ("dorefa", DoReFa-Net).
+        arithmetic: "fastest" times a few steps in float32, in bfloat16 and with channels last, and takes float32 only where no
+            other is clearly faster. Trainings of less than 100 steps stay in float32.
+        stop_hopeless: end a candidate that after its first epoch is hardly better than a model that ignores its input.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     epochs: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     distillation: float | None = Field(None, ge=0, le=1)
+    feature_distillation: float = Field(0.0, ge=0)
+    binarization: Literal["xnor", "dorefa"] = "xnor"
+    arithmetic: Literal["f32", "fastest"] = "f32"
+    stop_hopeless: bool = False
 
 
 class CompressionConfig(BaseModel):

@@ -12,7 +12,8 @@ AutocompressError
 │   └── BundleError      an exported bundle that is missing, damaged, or of another model
 ├── StageError           one trial failed; it is recorded and the search goes on
 │   ├── ConversionError  the model could not be turned into the IR that the policy asks for
-│   └── DivergedError    the loss became NaN or infinite
+│   ├── DivergedError    the loss became NaN or infinite
+│   └── HopelessError    after its first epoch a candidate had learned hardly anything
 └── DiskFullError        the run folder's disk is full; the search stops with the best so far complete
 """
 
@@ -76,6 +77,10 @@ class ConversionError(StageError):
 
 class DivergedError(StageError):
     """Fine-tuning ended in a loss that is not a number."""
+
+
+class HopelessError(StageError):
+    """Fine-tuning was ended early, because it led nowhere."""
 
 
 class DiskFullError(AutocompressError):

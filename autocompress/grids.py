@@ -57,6 +57,34 @@ def largest_magnitudes(weight: NDArray[np.floating], sparsity: float) -> NDArray
     return mask.reshape(weight.shape)
 
 
+def block_magnitudes(weight: NDArray[np.floating], keep: int, block: int, axis: int = 1) -> NDArray[np.bool_]:
+    """A mask that keeps the `keep` largest magnitudes of every `block` consecutive weights along an axis (N:M sparsity).
+
+    A shorter last block keeps as many, or all that it has. Of equal magnitudes the first are kept.
+    """
+    columns = np.moveaxis(np.abs(weight), axis, -1)
+    length = columns.shape[-1]
+    padded = np.pad(columns, [(0, 0)] * (weight.ndim - 1) + [(0, -length % block)], constant_values=-1)
+    blocks = padded.reshape(*padded.shape[:-1], -1, block)
+    mask = np.zeros(blocks.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(-blocks, axis=-1, kind="stable")[..., :keep], True, axis=-1)
+    return np.moveaxis(mask.reshape(padded.shape)[..., :length], -1, axis)
+
+
+def mask(weight: NDArray[np.floating], sparsity: float, block: tuple[int, int] | None = None, axis: int = 1) -> NDArray[np.bool_]:
+    """A mask that keeps the largest magnitudes.
+
+    Args:
+        weight: what is masked.
+        sparsity: fraction of zeros; with a block, below its own sparsity while the mask still grows.
+        block: (N, M) keeps N of every M consecutive input channels; None chooses in the whole weight.
+        axis: the input channels.
+    """
+    if block is None:
+        return largest_magnitudes(weight, sparsity)
+    return block_magnitudes(weight, max(block[0], round(block[1] * (1 - sparsity))), block[1], axis)
+
+
 def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """Codes as the bytes of an OpenVINO tensor with elements of 4, 2 or 1 bits, padded to whole bytes.
 

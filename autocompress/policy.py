@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ Bits = int | str  # a bit-width, or FLOAT
 WEIGHT_BITS: tuple[Bits, ...] = (FLOAT, 8, 7, 4, 3, 2, 1)
 """2 bits on a symmetric grid are ternary: the codes -1, 0 and 1. 1 bit has -1 and 1."""
 ACTIVATION_BITS: tuple[Bits, ...] = (FLOAT, 8, 4, 1)
+UNSTRUCTURED = "unstructured"
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,18 @@ class LayerPolicy:
     Attributes:
         weights: bits of the weight grid, symmetric per output channel, or "float".
         activations: bits of the layer's input, or "float".
-        sparsity: fraction of weights set to zero, in [0, 1).
+        sparsity: fraction of weights set to zero, in [0, 1). With a pattern N:M it is 1 - N/M, and need not be given.
+        pattern: where the zeros are: "unstructured", or "N:M": the N largest of every M consecutive input channels are kept.
+            Of a shorter last block N are kept too, so a layer with up to N input channels stays dense.
+
+    Raises:
+        PolicyError: one of these is not as described.
     """
 
     weights: Bits = FLOAT
     activations: Bits = FLOAT
     sparsity: float = 0.0
+    pattern: str = UNSTRUCTURED
 
     def __post_init__(self) -> None:
         _check_choice("weights", self.weights, WEIGHT_BITS)
@@ -44,12 +52,29 @@ class LayerPolicy:
             bits = getattr(self, name)
             object.__setattr__(self, name, bits if bits == FLOAT else int(bits))
         object.__setattr__(self, "sparsity", _canonical_fraction(self.sparsity))
+        self._unite_pattern_and_sparsity()
         if self.activations != FLOAT and self.weights == FLOAT:
             raise PolicyError(
                 "Quantized activations need quantized weights",
                 f"weights float, activations {self.activations}",
                 "Set weights to 8 or fewer bits, or activations to float.",
             )
+
+    def _unite_pattern_and_sparsity(self) -> None:
+        block = block_of(self.pattern)
+        if block is None:
+            return
+        sparsity = _canonical_fraction(1 - block[0] / block[1])
+        if self.sparsity not in (0.0, sparsity):
+            remedy = f"Leave the sparsity out, or write {sparsity:g}."
+            raise PolicyError("A pattern N:M has the sparsity 1 - N/M", f"{self.pattern} with {self.sparsity:g}", remedy)
+        object.__setattr__(self, "pattern", f"{block[0]}:{block[1]}")
+        object.__setattr__(self, "sparsity", sparsity)
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """(N, M) of the pattern; None where it is unstructured."""
+        return block_of(self.pattern)
 
     @property
     def is_integer(self) -> bool:
@@ -145,6 +170,21 @@ class Policy:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise PolicyError("A policy file is JSON", str(error), 'Start from {"pruning": {}, "layers": {}}.') from error
+
+
+def block_of(pattern: str) -> tuple[int, int] | None:
+    """(N, M) of a sparsity pattern "N:M"; None for "unstructured".
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    if pattern == UNSTRUCTURED:
+        return None
+    found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", pattern) if isinstance(pattern, str) else None
+    kept, block = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < kept < block:
+        raise PolicyError('pattern is "unstructured" or "N:M" with 0 < N < M', repr(pattern), 'For example "2:4".')
+    return kept, block
 
 
 def _layer_from_dict(name: str, data: Any) -> LayerPolicy:

@@ -35,7 +35,9 @@ class Task:
             `{"scale": 1 / 255, "layout": "NCHW"}`). It becomes part of the exported bundle's contract.
         optimizer: function of the parameters that returns an optimizer. Default: SGD with momentum for models with batch
             norm, AdamW for others.
-        learning_rate: the highest rate of the one-cycle schedule. Default: the optimizer's own.
+        scheduler: function of (optimizer, steps) that returns a learning-rate scheduler; its `step()` is called after each of so
+            many steps. Default: a cosine with warm-up.
+        learning_rate: the highest rate of the schedule. Default: the optimizer's own.
         epochs: passes over `train` for each candidate.
         distillation: weight of the original model's outputs in the loss, in [0, 1].
         batch_size: samples per batch where the data are arrays.
@@ -58,6 +60,7 @@ class Task:
     calibration: Any = None
     preprocessing: dict[str, Any] | None = None
     optimizer: Callable[[Any], Any] | None = None
+    scheduler: Callable[[Any, int], Any] | None = None
     learning_rate: float | None = None
     epochs: int = 3
     distillation: float = 0.7

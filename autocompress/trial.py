@@ -97,6 +97,10 @@ def tune_settings(task: Task, config: CompressionConfig) -> TuneSettings:
         learning_rate=override.learning_rate or task.learning_rate,
         distillation=task.distillation if override.distillation is None else override.distillation,
         seed=config.seed,
+        feature_distillation=override.feature_distillation,
+        binarization=override.binarization,
+        arithmetic=override.arithmetic,
+        stop_hopeless=override.stop_hopeless,
     )
 
 

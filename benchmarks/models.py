@@ -1,10 +1,12 @@
-"""Small graphs of a wanted latency, for the benchmarks of the meter."""
+"""Networks of the benchmarks: two known ones, untrained, and small graphs of a wanted latency."""
 
 from __future__ import annotations
 
 import numpy as np
 import openvino as ov
+import torch
 from openvino import opset13 as ops
+from torch import nn
 
 from autocompress.device import Target
 from autocompress.target.meter import reference_latency_ms
@@ -34,3 +36,84 @@ def of_latency(wanted_ms: float, channels: int, side: int) -> ov.Model:
         if found >= 0.9 * wanted_ms:
             return model
     raise SystemExit(f"{counts[-1]} layers take less than {wanted_ms} ms here; take larger ones")
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As in the paper."""
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet of He et al. (2015), table 6: 16, 32 and 64 channels, three blocks each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+        strides = [1, 1, 1, 2, 1, 1, 2, 1, 1]
+        self.blocks = nn.Sequential(*(Residual(a, b, s) for a, b, s in zip(widths, widths[1:], strides, strict=False)))
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As in the paper."""
+        return self.fc(self.blocks(torch.relu(self.bn(self.stem(x)))).mean((2, 3)))
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution without bias, and its batch norm."""
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
+
+
+class Inverted(nn.Module):
+    """Expand, filter each channel, project."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        layers = [*conv_norm(inputs, hidden, 1), nn.ReLU6()] if expansion > 1 else []
+        layers += [*conv_norm(hidden, hidden, 3, stride, hidden), nn.ReLU6(), *conv_norm(hidden, outputs, 1)]
+        self.conv = nn.Sequential(*layers)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As in the paper."""
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al. (2018), table 2: layer for layer `torchvision.models.mobilenet_v2()`, which need not be installed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks, inputs = [], 32
+        for expansion, outputs, count, stride in [
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ]:
+            for i in range(count):
+                blocks.append(Inverted(inputs, outputs, stride if i == 0 else 1, expansion))
+                inputs = outputs
+        first, last = conv_norm(3, 32, 3, 2), conv_norm(320, 1280, 1)
+        self.features = nn.Sequential(*first, nn.ReLU6(), *blocks, *last, nn.ReLU6())
+        self.classifier = nn.Linear(1280, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As in the paper."""
+        return self.classifier(self.features(x).mean((2, 3)))

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from autocompress.grids import largest_code, largest_magnitudes, pack, quantize, steps
+from autocompress.grids import block_magnitudes, largest_code, largest_magnitudes, mask, pack, quantize, steps
 
 BITS = (2, 3, 4, 7, 8)
 Array = NDArray[np.float32]
@@ -159,3 +159,31 @@ def test_openvino_reads_2_bit_codes_as_they_were_packed(shape: tuple[int, ...]) 
 def test_openvino_reads_1_bit_codes_as_they_were_packed(shape: tuple[int, ...]) -> None:
     codes = (np.arange(np.prod(shape)) * 5 % 3 == 0).reshape(shape).astype(np.int8)
     np.testing.assert_array_equal(read_by_openvino(pack(codes, 1), ov.Type.u1, shape), codes)
+
+
+def slow_block_mask(weight: Array, keep: int, block: int) -> NDArray[np.bool_]:
+    """One row of channels after the other, one block after the other."""
+    found = np.zeros(weight.shape, bool)
+    for row in np.ndindex(weight.shape[0], *weight.shape[2:]):
+        for start in range(0, weight.shape[1], block):
+            channels = range(start, min(start + block, weight.shape[1]))
+            for channel in sorted(channels, key=lambda c: -abs(weight[(row[0], c, *row[1:])]))[:keep]:
+                found[(row[0], channel, *row[1:])] = True
+    return found
+
+
+@given(weights, st.sampled_from([(2, 4), (1, 2), (1, 4), (3, 8)]))
+def test_of_every_block_of_input_channels_the_largest_are_kept(weight: Array, pattern: tuple[int, int]) -> None:
+    np.testing.assert_array_equal(block_magnitudes(weight, *pattern), slow_block_mask(weight, *pattern))
+
+
+def test_a_block_pattern_has_its_sparsity_and_gets_there_step_by_step() -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 8, 3, 3)).astype(np.float32)
+    shares = [1 - mask(weight, sparsity, (2, 4)).mean() for sparsity in (0, 0.2, 0.25, 0.45, 0.5)]
+    assert shares == [0, 0.25, 0.25, 0.5, 0.5]
+
+
+def test_blocks_lie_along_the_axis_of_the_input_channels() -> None:
+    weight = np.arange(1.0, 33.0, dtype=np.float32).reshape(8, 4)
+    assert block_magnitudes(weight, 2, 4, axis=0).sum(0).tolist() == [4] * 4
+    assert block_magnitudes(weight, 2, 4, axis=0)[:4].tolist() == [[False] * 4] * 2 + [[True] * 4] * 2

@@ -155,3 +155,26 @@ def test_the_numbers_that_name_the_layers_of_a_sequential_are_names_in_yaml_as_w
 
 def test_missing_parts_of_a_hand_written_policy_are_empty() -> None:
     assert Policy.from_dict({"pruning": None}) == Policy.from_dict({}) == Policy()
+
+
+def test_a_pattern_names_its_sparsity() -> None:
+    layer = LayerPolicy(8, 8, pattern="2:4")
+    assert (layer.sparsity, layer.block) == (0.5, (2, 4))
+    assert layer == LayerPolicy(8, 8, 0.5, "2:4") != LayerPolicy(8, 8, 0.5)
+    assert LayerPolicy(pattern="02:3").pattern == "2:3"
+    assert Policy.from_json(Policy({}, {"fc": layer}).to_json()) == Policy({}, {"fc": layer})
+
+
+def test_the_default_pattern_is_not_written() -> None:
+    assert LayerPolicy(8, 8, 0.5).to_dict() == {"weights": 8, "activations": 8, "sparsity": 0.5}
+
+
+@pytest.mark.parametrize("pattern", ["4:2", "0:4", "2:2", "2", "a:b", "2:4:8", "", None, 4])
+def test_an_impossible_pattern_is_refused(pattern: object) -> None:
+    with pytest.raises(PolicyError, match=r'"unstructured" or "N:M" with 0 < N < M.*2:4'):
+        LayerPolicy(pattern=pattern)  # type: ignore[arg-type]
+
+
+def test_a_pattern_and_another_sparsity_are_refused() -> None:
+    with pytest.raises(PolicyError, match=r"1 - N/M; got 2:4 with 0\.75\. Leave the sparsity out, or write 0\.5"):
+        LayerPolicy(sparsity=0.75, pattern="2:4")

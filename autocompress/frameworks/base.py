@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from autocompress.errors import TaskError
 from autocompress.policy import Policy
@@ -16,18 +16,24 @@ if TYPE_CHECKING:  # openvino is not needed to name a framework
     from autocompress.target.precision import Converted
     from autocompress.task import Task
 
+Arithmetic = Literal["f32", "fastest"]
+Binarization = Literal["xnor", "dorefa"]
 Progress = Callable[[float], None]
 """Called with the finished fraction of a fine-tuning."""
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How long and how hard a candidate is fine-tuned; see `Task` for the meaning of the fields."""
+    """How long and how hard a candidate is fine-tuned; see `Task` and `FineTuning` for the meaning of the fields."""
 
     epochs: int
     learning_rate: float | None
     distillation: float
     seed: int = 0
+    feature_distillation: float = 0.0
+    binarization: Binarization = "xnor"
+    arithmetic: Arithmetic = "f32"
+    stop_hopeless: bool = False
 
 
 @dataclass
@@ -82,6 +88,7 @@ class Framework(Protocol):
 
         Raises:
             DivergedError: the loss is not a number.
+            HopelessError: the settings ask for an early end, and the first epoch was in vain.
         """
         ...
 

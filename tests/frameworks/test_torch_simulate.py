@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import models
 import numpy as np
@@ -12,8 +13,10 @@ from torch import nn
 
 import autocompress as ac
 from autocompress import grids
+from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY
-from autocompress.frameworks.torch.simulate import SimulatedInput, SimulatedWeight, input_ranges, settle, simulate
+from autocompress.frameworks.torch.simulate import calibrating, input_ranges, set_progress, settle, share_binary_scales, simulate
+from autocompress.frameworks.torch.weights import LEARNED_BITS, SimulatedWeight
 
 IMAGES = models.digits()["valid"][0][:16]
 BITS = [8, 7, 4, 3, 2, 1]
@@ -43,7 +46,8 @@ def oracle(weight: np.ndarray, bits: int, sparsity: float, axis: int = 0) -> np.
 def test_the_simulated_weight_is_the_oracles(bits: int, sparsity: float) -> None:
     weight = torch.randn(12, 5, 3, 3, generator=torch.Generator().manual_seed(1))
     simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8, sparsity), axis=0)
-    np.testing.assert_allclose(simulation(weight).numpy(), oracle(weight.numpy(), bits, sparsity), rtol=1e-5, atol=1e-7)
+    simulated_weight = simulation(weight).detach().numpy()
+    np.testing.assert_allclose(simulated_weight, oracle(weight.numpy(), bits, sparsity), rtol=1e-5, atol=1e-7)
     codes = simulation.codes(weight).numpy()
     assert np.abs(codes).max() == grids.largest_code(bits)
     assert np.mean(codes == 0) >= sparsity
@@ -52,14 +56,16 @@ def test_the_simulated_weight_is_the_oracles(bits: int, sparsity: float) -> None
 @pytest.mark.parametrize("bits", BITS)
 def test_a_transposed_convolution_has_a_step_per_output_channel(bits: int) -> None:
     weight = models.build("transposed").up.weight.detach()  # (inputs, outputs, height, width)
-    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8), axis=1)
-    np.testing.assert_allclose(simulation(weight).numpy(), oracle(weight.numpy(), bits, 0.0, axis=1), rtol=1e-5, atol=1e-7)
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8), axis=1, input_axis=0)
+    simulated_weight = simulation(weight).detach().numpy()
+    np.testing.assert_allclose(simulated_weight, oracle(weight.numpy(), bits, 0.0, axis=1), rtol=1e-5, atol=1e-7)
     assert simulation.step(weight).shape == (1, 8, 1, 1)
 
 
-def test_the_grid_follows_the_weight_while_it_trains() -> None:
+@pytest.mark.parametrize("bits", [8, 7, 1])
+def test_a_wide_grid_and_one_bit_follow_the_weight_while_it_trains(bits: int) -> None:
     weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-    simulation = SimulatedWeight(weight, ac.LayerPolicy(4, 8), axis=0)
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8), axis=0)
     torch.testing.assert_close(simulation(3 * weight), 3 * simulation(weight))
     assert torch.equal(simulation.codes(3 * weight), simulation.codes(weight))
 
@@ -77,8 +83,48 @@ def test_the_gradient_passes_straight_through_where_a_weight_is_kept(bits: int |
     simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, sparsity=0.4), axis=0)
     upstream = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
     (simulation(weight) * upstream).sum().backward()
-    kept = grids.largest_magnitudes(weight.detach().numpy(), 0.4)
-    np.testing.assert_allclose(weight.grad.numpy(), upstream.numpy() * kept, rtol=1e-6)
+    passed = grids.largest_magnitudes(weight.detach().numpy(), 0.4)
+    if bits in LEARNED_BITS:  # a learned step clips
+        passed &= (weight.detach() / simulation.clip).abs().numpy() <= grids.largest_code(bits)
+    np.testing.assert_allclose(weight.grad.numpy(), upstream.numpy() * passed, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", LEARNED_BITS)
+def test_the_gradient_of_a_learned_step_is_the_papers(bits: int) -> None:
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(6, 10, generator=torch.Generator().manual_seed(2))
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(bits, 8), axis=0)
+    with torch.no_grad():
+        simulation.factor.fill_(0.9)  # at 1 the largest weight lies on the very end of the grid
+    (simulation(weight) * upstream).sum().backward()
+    limit = grids.largest_code(bits)
+    for channel in range(6):  # Esser et al. (2020), equation 3 and section 2.2, one weight after the other
+        step, expected = 0.9 * float(simulation.clip[channel]), 0.0
+        for w, g in zip(weight[channel].tolist(), upstream[channel].tolist(), strict=True):
+            scaled = w / step
+            expected += g * (round(scaled) - scaled if abs(scaled) <= limit else np.sign(scaled) * limit)
+        expected /= np.sqrt(10 * limit)
+        assert float(simulation.factor.grad[channel] * simulation.clip[channel]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_learned_step_comes_nearer_to_the_step_of_least_error() -> None:
+    weight = torch.randn(4, 500, generator=torch.Generator().manual_seed(1))
+    simulation = SimulatedWeight(weight, ac.LayerPolicy(3, 8), axis=0)
+    with torch.no_grad():
+        simulation.factor.fill_(2.0)
+    optimizer = torch.optim.Adam(simulation.parameters(), 0.02)
+
+    def error() -> torch.Tensor:
+        return (simulation(weight) - weight).square().mean()
+
+    before = error().item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        error().backward()
+        optimizer.step()
+    assert error().item() < 0.6 * before
+    assert (simulation.factor - 1).abs().max() < 0.25
+    assert torch.equal(simulation.codes(weight).float() * simulation.step(weight), simulation(weight))
 
 
 @pytest.mark.parametrize("bits", ["float", 8, 2])
@@ -149,7 +195,10 @@ def test_a_range_moves_in_training_and_stands_still_in_evaluation() -> None:
     quantizer.train()(torch.tensor([-1.0, 3.0]))
     assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, 3.0)
     quantizer(torch.tensor([-1.0, 23.0]))
-    assert quantizer.high.item() == pytest.approx(3 + 0.05 * 20)
+    assert quantizer.high.item() == pytest.approx((3 + 23) / 2)  # the first batches are averaged
+    quantizer.batches.fill_(1000)
+    quantizer(torch.tensor([-1.0, 33.0]))
+    assert quantizer.high.item() == pytest.approx(13 + 0.05 * 20)
     seen = quantizer.high.item()
     quantizer.eval()(torch.tensor([-50.0, 50.0]))
     assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, seen)
@@ -219,3 +268,99 @@ def test_only_inputs_that_have_seen_a_batch_have_a_range() -> None:
     unseen = models.build("conv")
     simulate(unseen, ac.Policy({}, {"conv1": ac.LayerPolicy(4, 4)}))
     assert input_ranges(unseen) == {}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_calibration_averages_its_batches_in_whatever_mode(bits: int) -> None:
+    model = models.build("conv")
+    simulate(model, ac.Policy({}, {"conv1": ac.LayerPolicy(8, bits)}))
+    with torch.no_grad(), calibrating(model.eval()):
+        model(IMAGES)
+        model(2 * IMAGES)
+    once, twice = (SimulatedInput(bits).train() for _ in range(2))
+    once(IMAGES), twice(2 * IMAGES)
+    assert model.conv1.simulated_input.high.item() == pytest.approx((once.high.item() + twice.high.item()) / 2, rel=1e-5)
+    before = input_ranges(model)
+    model(5 * IMAGES)
+    assert input_ranges(model) == before
+
+
+def test_a_learned_range_is_observed_once_and_then_learns() -> None:
+    quantizer = SimulatedInput(4).train()
+    value = torch.linspace(0, 3, 1001)
+    quantizer(value)
+    start = quantizer.bounds
+    quantizer(10 * value)
+    assert quantizer.bounds == start
+    optimizer = torch.optim.SGD(quantizer.parameters(), 0.1)
+    for _ in range(60):  # with a few values of 10 times the size the best range is wider
+        optimizer.zero_grad()
+        (quantizer(10 * value)[None] - 10 * value).square().mean().backward()
+        optimizer.step()
+    assert quantizer.bounds[1] > 2 * start[1]
+
+
+def test_the_gradient_of_a_learned_range_is_the_papers() -> None:
+    quantizer = SimulatedInput(4).train()
+    value = 1.5 * torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    quantizer(torch.linspace(-1, 2, 300))
+    upstream = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    value.requires_grad_()
+    (quantizer(value) * upstream).sum().backward()
+    low, high = quantizer.bounds
+    step, expected = (high - low) / 15, 0.0
+    for v, g in zip(value.flatten().tolist(), upstream.flatten().tolist(), strict=True):
+        scaled = v / step
+        code = min(max(round(scaled), round(low / step)), round(high / step))
+        expected += g * (code - scaled if round(scaled) == code else code)
+    assert quantizer.factor.grad.item() * step == pytest.approx(expected / np.sqrt(50 * 15), rel=1e-3)
+    outside = (value < low - step / 2) | (value > high + step / 2)
+    torch.testing.assert_close(value.grad, upstream * ~outside)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "1:8"])
+def test_a_mask_grows_until_the_middle_of_a_training_and_then_stays(pattern: str) -> None:
+    model = models.build("conv")
+    simulate(model, ac.Policy({}, {"conv2": ac.LayerPolicy(8, 8, 0.75 if pattern == "unstructured" else 0.0, pattern)}))
+    final = 1 - 2 / 4 if pattern == "2:4" else 7 / 8 if pattern == "1:8" else 0.75
+    shares, masks = [], []
+    assert (model.conv2.weight == 0).float().mean().item() == pytest.approx(final)
+    for fraction in (0, 0.1, 0.3, 0.5, 0.7, 1):
+        set_progress(model, fraction)
+        masks.append(model.conv2.parametrizations["weight"][0].mask.clone())
+        shares.append(1 - masks[-1].float().mean().item())
+        with torch.no_grad():
+            model.conv2.parametrizations["weight"].original.add_(0.01 * torch.randn(24, 16, 3, 3))
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert shares[3:] == pytest.approx([final] * 3)
+    assert 0 < shares[1] < final
+    assert all((after <= before).all() for before, after in itertools.pairwise(masks))  # a zero stays a zero
+    assert torch.equal(masks[3], masks[5])
+
+
+def test_one_bit_weights_wait_for_their_activations() -> None:
+    model = models.build("conv")
+    simulate(model, ac.Policy({}, {"conv2": ac.LayerPolicy(1, 1)}))
+    original = model.conv2.parametrizations["weight"].original
+    assert len(model.conv2.weight[0].unique()) == 2
+    set_progress(model, 0.2)
+    assert torch.equal(model.conv2.weight, original)
+    model.train()(IMAGES)  # the activations are binary all the time
+    assert len(model.conv2.simulated_input(IMAGES).unique()) == 2
+    set_progress(model, 0.5)
+    assert len(model.conv2.weight[0].unique()) == 2
+    set_progress(model, 0.0)
+    settle(model)  # what is settled is binary, wherever a training ended
+    assert len(model.conv2.weight[0].unique()) == 2
+
+
+def test_a_binary_scale_is_the_mean_magnitude_of_a_channel_or_of_the_layer() -> None:
+    model = models.build("conv")
+    weight = model.conv2.weight.detach().clone()
+    simulate(model, ac.Policy({}, {"conv2": ac.LayerPolicy(1, 1)}))
+    per_channel = weight.abs().mean((1, 2, 3))
+    torch.testing.assert_close(model.conv2.weight.abs().amax((1, 2, 3)), per_channel)
+    share_binary_scales(model, True)
+    torch.testing.assert_close(model.conv2.weight.abs(), weight.abs().mean().expand_as(weight))
+    torch.testing.assert_close(model.conv2.weight.sign(), torch.where(weight < 0, -1.0, 1.0))

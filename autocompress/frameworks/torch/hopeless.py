@@ -1,0 +1,65 @@
+"""Ending a fine-tuning that leads nowhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autocompress.data import join, to_numpy
+from autocompress.errors import HopelessError, TaskError
+from autocompress.frameworks.torch.calls import call, device_of, outputs_of, tensors
+from autocompress.task import Task
+
+SAMPLES = 512
+"""Of the validation data; they decide only whether a model has learned anything."""
+LEAST_SHARE = 0.1
+
+
+class Prospects:
+    """What a model must reach after its first epoch to be trained on.
+
+    The floor is what a model reaches that ignores its input: it always gives the original's mean output. A candidate goes on if
+    it is above that by a tenth of what the original is.
+    """
+
+    def __init__(self, task: Task, teacher: nn.Module) -> None:
+        self.task, self.batches, seen = task, [], 0
+        for batch in task.splits["valid"].numpy():
+            self.batches.append(batch)
+            seen += batch.size
+            if seen >= SAMPLES:
+                break
+        taught = self._outputs(teacher)
+        constant = [np.broadcast_to(output.mean(0), output.shape) for output in taught]
+        self.original = self._score(taught)
+        try:
+            self.floor = self._score(constant)
+        except TaskError:  # a metric that has no value for constant outputs
+            self.floor = -np.inf
+
+    def require(self, model: nn.Module) -> None:
+        """Look at a model after its first epoch; it is left in evaluation mode.
+
+        Raises:
+            HopelessError: it is hardly better than a model that ignores its input.
+        """
+        found = self._score(self._outputs(model.eval()))
+        if found - self.floor < LEAST_SHARE * (self.original - self.floor):
+            found, floor, original = (self.task.scorer.gain(value) for value in (found, self.floor, self.original))
+            raise HopelessError(
+                f"Ended after the first epoch: {self.task.scorer.name} {found:.4g} on a part of the validation data, where a "
+                f"model that ignores its input has {floor:.4g} and the original {original:.4g}."
+            )
+
+    def _outputs(self, model: nn.Module) -> list[Any]:
+        device = device_of(model)
+        with torch.no_grad():
+            found = [outputs_of(call(model, tensors(batch.inputs, device))) for batch in self.batches]
+        return [np.concatenate([to_numpy(outputs[i]) for outputs in found]) for i in range(len(found[0]))]
+
+    def _score(self, outputs: list[Any]) -> float:
+        predictions = outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return self.task.scorer.gain(self.task.scorer(predictions, join([batch.targets for batch in self.batches])))
