@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from autocompress.device import Fingerprint
-from autocompress.policy import FLOAT, Bits
+from autocompress.policy import FLOAT, UNSTRUCTURED, Bits
 
 Form = Literal["convolution", "pointwise", "depthwise", "grouped", "linear"]
 FORMS: tuple[Form, ...] = ("convolution", "pointwise", "depthwise", "grouped", "linear")
@@ -157,12 +157,13 @@ class Capabilities(BaseModel):
         """The step of a form, for grouped layers of the channels of one group; 1 where it was not probed."""
         return next((fact.step for fact in self.steps if (fact.form, fact.precision) == (form, precision)), 1)
 
-    def zeros_pay(self, form: Form, level: float) -> bool:
-        """True where a layer runs measurably faster with this fraction of zeros, in any precision. Matrix products apart, all
-        forms are judged by convolutions.
+    def zeros_pay(self, form: Form, level: float, pattern: str = UNSTRUCTURED) -> bool:
+        """True where a layer runs measurably faster with this fraction of zeros in this pattern, in any precision. What pays
+        without a pattern pays with one. Matrix products apart, all forms are judged by convolutions.
         """
         probed = "linear" if form == "linear" else "convolution"
-        return any(fact.pays for fact in self.sparsity if fact.form == probed and fact.level <= level)
+        facts = [f for f in self.sparsity if f.form == probed and f.level <= level and f.pattern in (UNSTRUCTURED, pattern)]
+        return any(fact.pays for fact in facts)
 
     @property
     def float_precision(self) -> str:

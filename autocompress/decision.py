@@ -13,7 +13,8 @@ class Decision:
     Attributes:
         kind: "prune", "bits" or "sparsity".
         subject: the group or layer.
-        choices: ratios, (weights, activations) pairs or sparsity levels, from the least to the most compression.
+        choices: ratios, (weights, activations) pairs or sparsity levels (fractions or patterns), from the
+            least to the most compression.
     """
 
     kind: str

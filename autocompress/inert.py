@@ -13,7 +13,7 @@ from typing import Any
 
 from autocompress.capabilities import TIE, Capabilities, Form, form_of
 from autocompress.decision import Decision
-from autocompress.policy import FLOAT, Bits
+from autocompress.policy import FLOAT, UNSTRUCTURED, Bits, sparsity_of
 from autocompress.structure import Group, Layer, Structure
 
 PROBED_AS: dict[Bits, Bits] = {7: 8, 3: 4}
@@ -65,9 +65,10 @@ class Listener:
         if self.capabilities is None or "compressed_size" in self.objectives:
             return decision
         form = layer_form(self._layer(decision.subject))
-        kept = tuple(level for level in decision.choices if not level or self.capabilities.zeros_pay(form, level))
-        if kept != decision.choices:
-            levels = ", ".join(f"{level:g}" for level in decision.choices if level not in kept)
+        kept = tuple(level for level in decision.choices if not level or self._zeros_pay(form, level))
+        left = [level for level in decision.choices if level not in kept]
+        if left:
+            levels = ", ".join(f"{level:g}" if isinstance(level, float) else level for level in left)
             remedy = f"they buy compressed size, so they need --objectives {','.join([*self.objectives, 'compressed_size'])}"
             self._note(f"zeros in weights ({levels}): same latency as none on this device; {remedy}", decision)
         return replace(decision, choices=kept or (0.0,))
@@ -89,6 +90,11 @@ class Listener:
         """One line for everything that was left out."""
         total = len(self.structure.layers)
         return [f"{what} ({_these(names, total)})" for what, names in self.left_out.items()]
+
+    def _zeros_pay(self, form: Form, level: float | str) -> bool:
+        assert self.capabilities is not None
+        pattern = level if isinstance(level, str) else UNSTRUCTURED
+        return self.capabilities.zeros_pay(form, sparsity_of(level), pattern)
 
     def _inert_bits(self, choice: tuple[Bits, Bits], kept: Iterable[tuple[Bits, Bits]], form: Form) -> str | None:
         """Why a choice is inert beside those that are kept; None if it is not."""

@@ -64,7 +64,7 @@ class LayerPolicy:
         block = block_of(self.pattern)
         if block is None:
             return
-        sparsity = _canonical_fraction(1 - block[0] / block[1])
+        sparsity = sparsity_of(self.pattern)
         if self.sparsity not in (0.0, sparsity):
             remedy = f"Leave the sparsity out, or write {sparsity:g}."
             raise PolicyError("A pattern N:M has the sparsity 1 - N/M", f"{self.pattern} with {self.sparsity:g}", remedy)
@@ -183,8 +183,14 @@ def block_of(pattern: str) -> tuple[int, int] | None:
     found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", pattern) if isinstance(pattern, str) else None
     kept, block = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 0 < kept < block:
-        raise PolicyError('pattern is "unstructured" or "N:M" with 0 < N < M', repr(pattern), 'For example "2:4".')
+        raise PolicyError('pattern is "unstructured" or "N:M" with 0 < N < M', repr(pattern), 'In quotes, for example "2:4".')
     return kept, block
+
+
+def sparsity_of(level: float | str) -> float:
+    """The fraction of zeros of a level: the level itself, or that of a pattern "N:M"."""
+    block = block_of(level) if isinstance(level, str) else None
+    return _canonical_fraction(1 - block[0] / block[1] if block else float(level))
 
 
 def _layer_from_dict(name: str, data: Any) -> LayerPolicy:

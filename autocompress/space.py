@@ -21,7 +21,17 @@ from autocompress.config import Objective, Objectives, read_yaml_mapping, valida
 from autocompress.decision import Decision
 from autocompress.errors import ConfigError, PolicyError, SpaceError
 from autocompress.inert import Listener, steps_in_words
-from autocompress.policy import ACTIVATION_BITS, FLOAT, WEIGHT_BITS, Bits, LayerPolicy, Policy
+from autocompress.policy import (
+    ACTIVATION_BITS,
+    FLOAT,
+    UNSTRUCTURED,
+    WEIGHT_BITS,
+    Bits,
+    LayerPolicy,
+    Policy,
+    block_of,
+    sparsity_of,
+)
 from autocompress.structure import Group, Structure
 
 _PACKAGE = Path(__file__).parent
@@ -67,16 +77,16 @@ class PrecisionRule(_Rule):
 
 
 class SparsityRule(_Rule):
-    """The sparsity levels of some layers."""
+    """The sparsity levels of some layers: fractions of zeros anywhere in the weight, or patterns such as "2:4"."""
 
     layers: Patterns = "*"
-    levels: list[float]
+    levels: list[float | str]
 
     @field_validator("levels")
     @classmethod
-    def _fractions(cls, value: list[float]) -> list[float]:
-        if not value or any(not 0 <= level < 1 for level in value):
-            raise ValueError("sparsity levels lie in [0, 1)")
+    def _fractions_or_patterns(cls, value: list[float | str]) -> list[float | str]:
+        if not value or any(not _is_level(level) for level in value):
+            raise ValueError('sparsity levels lie in [0, 1), or are patterns in quotes such as "2:4"')
         return value
 
 
@@ -135,7 +145,9 @@ class SearchSpace:
         layers = {}
         for name in {**bits, **sparsity}:
             weights, activations = bits.get(name, (FLOAT, FLOAT))
-            layers[name] = LayerPolicy(weights, activations, sparsity.get(name, 0.0))
+            level = sparsity.get(name, 0.0)
+            pattern = level if isinstance(level, str) else UNSTRUCTURED
+            layers[name] = LayerPolicy(weights, activations, sparsity_of(level), pattern)
         return Policy(pruning, layers)
 
     def indices(self, policy: Policy) -> dict[str, int] | None:
@@ -294,8 +306,17 @@ def _last_rule_wins(rules: list[Any], kinds: Mapping[str, str], field: str) -> d
     return {name: chosen[name] for name in kinds if name in chosen}
 
 
-def _levels(rule: SparsityRule) -> tuple[float, ...]:
-    return tuple(sorted({round(level, 6) for level in rule.levels}))
+def _is_level(level: float | str) -> bool:
+    try:
+        return block_of(level) is not None if isinstance(level, str) else 0 <= level < 1
+    except PolicyError:
+        return False
+
+
+def _levels(rule: SparsityRule) -> tuple[float | str, ...]:
+    """Ordered by the fraction of zeros; of equal fractions the freer choice is the smaller compression."""
+    levels = {level if isinstance(level, str) else round(level, 6) for level in rule.levels}
+    return tuple(sorted(levels, key=lambda level: (sparsity_of(level), str(level))))
 
 
 def _bit_choices(rule: PrecisionRule) -> tuple[tuple[Bits, Bits], ...]:
@@ -311,7 +332,9 @@ def _choice_of(policy: Policy, decision: Decision) -> Any:
     if decision.kind == "prune":
         return policy.pruning.get(decision.subject, 0.0)
     layer = policy.layer(decision.subject)
-    return (layer.weights, layer.activations) if decision.kind == "bits" else layer.sparsity
+    if decision.kind == "bits":
+        return layer.weights, layer.activations
+    return layer.sparsity if layer.block is None else layer.pattern
 
 
 def _listed(patterns: Patterns) -> list[str]:

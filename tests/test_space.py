@@ -110,6 +110,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         ({"precision": [{"weights": []}]}, "weights are among"),
         ({"precision": [{"weights": [8], "activations": [7]}]}, "activations are among float, 8, 4, 1"),
         ({"sparsity": [{"levels": [1.0]}]}, "sparsity levels lie in"),
+        ({"sparsity": [{"levels": ["4:2"]}]}, 'patterns in quotes such as "2:4"'),
+        ({"sparsity": [{"levels": [124]}]}, 'patterns in quotes such as "2:4"'),  # 2:4 without quotes, as YAML reads it
         ({"channel_step": 0}, "channel_step"),
         ({"objectives": ["speed"]}, "objectives"),
         ({"objectives": ["latency", "accuracy"]}, "objectives"),
@@ -193,6 +195,16 @@ def test_bits_are_ordered_from_the_least_to_the_most_compression() -> None:
     found = choices(space)["bits:stem"]
     assert [weights for weights, _ in found] == ordered
     assert [activations for _, activations in found] == [FLOAT, *([FLOAT, 8] * 5)]
+
+
+def test_a_pattern_is_a_level_among_the_fractions() -> None:
+    space = build(sparsity=[{"levels": ["2:4", 0.75, 0, 0.5, "1:4"]}])
+    assert choices(space)["sparsity:stem"] == (0, 0.5, "2:4", 0.75, "1:4")
+    for index, (sparsity, pattern) in enumerate([(0, "unstructured"), (0.5, "unstructured"), (0.5, "2:4")]):
+        point = dict.fromkeys((d.name for d in space.decisions), index)
+        policy = space.policy(point)
+        assert policy.layer("stem") == LayerPolicy(sparsity=sparsity, pattern=pattern)
+        assert space.indices(policy) == point
 
 
 def test_ratios_and_levels_are_ordered_and_distinct() -> None:

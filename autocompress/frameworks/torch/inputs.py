@@ -49,7 +49,8 @@ class SimulatedInput(nn.Module):
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """The value on its grid; the gradient passes where it is in range."""
-        value = value.float()
+        if torch.is_autocast_enabled(value.device.type):
+            value = value.float()  # bfloat16 does not tell 256 levels apart
         if self.is_calibrating or (self.training and (self.factor is None or not self.is_seen)):
             self._observe(value.detach())
         if not self.is_seen:
