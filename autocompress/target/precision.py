@@ -44,6 +44,8 @@ COARSE_LEVELS = {4: 16, 1: 2}
 """Activation bits below 8 → levels."""
 COPY_MARK = "#"
 """A layer that the model calls twice is two nodes: "fc" and "fc#2"."""
+BOUNDS_APART = 1e-6
+"""Of their difference: too little to change a value, enough for OpenVINO not to unite two quantizers."""
 MISFIT = 1e-3
 """How far, in steps, a weight in the graph may lie from its code: float rounding in the folding of batch norm."""
 
@@ -200,6 +202,7 @@ class _Writer:
     wide: frozenset[str]
     compact: bool
     coarse: dict[tuple[Any, ...], ov.Node] = field(default_factory=dict)
+    binary: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def write(self, name: str, node: ov.Node, weight: NDArray[np.float32]) -> None:
         """One layer, or one call of it; `weight` is the one it had before any precision was real."""
@@ -210,13 +213,21 @@ class _Writer:
         if grid.bits == 1 and activations == 1 and bounds is not None and self._can_be_binary(name, node, grid, bounds):
             scale = step * np.abs(codes).max(tuple(range(1, codes.ndim)), keepdims=True)  # 0 under a batch-norm scale of 0
             source = _unquantized(node.input_value(0))
-            binarize(node, np.where(codes < 0, np.int8(-1), np.int8(1)), scale, source, bounds)
+            signs = np.where(codes < 0, np.int8(-1), np.int8(1))
+            binarize(node, signs, scale, source, self._bounds_of_its_own(source, bounds))
             return
         port = weight_port(node)
         assert port is not None  # heavy_nodes() chose it for that
         node.input(port).replace_source_output(grid_constant(codes, step, self._storage_bits(name, grid)).output(0))
         if bounds is not None:
             self._coarsen(node.input(1 - port), COARSE_LEVELS[int(activations)], bounds)
+
+    def _bounds_of_its_own(self, source: ov.Output, bounds: Range) -> Range:
+        """Bounds that no other binary layer has on this value: one quantizer in front of two binary layers crashes OpenVINO."""
+        place = _place(source, bounds)
+        others = self.binary[place] = self.binary.get(place, -1) + 1
+        low, high = bounds
+        return low, np.asarray(high + others * BOUNDS_APART * (high - low), np.float32)
 
     def _storage_bits(self, name: str, grid: LayerGrid) -> int:
         if not self.compact or grid.bits > 4 or name in self.wide:
@@ -243,10 +254,15 @@ class _Writer:
     def _coarsen(self, port: ov.Input, levels: int, bounds: Range) -> None:
         """Put a coarse quantizer in front of one consumer. Layers that read one value on one range share it."""
         source = _unquantized(port.get_source_output())
-        place = (source.get_node().get_friendly_name(), source.get_index(), levels, *(bound.tobytes() for bound in bounds))
+        place = (*_place(source, bounds), levels)
         if place not in self.coarse:
             self.coarse[place] = coarse_quantizer(source, levels, bounds)
         port.replace_source_output(self.coarse[place].output(0))
+
+
+def _place(source: ov.Output, bounds: Range) -> tuple[Any, ...]:
+    """Equal for layers that read one value on one range."""
+    return source.get_node().get_friendly_name(), source.get_index(), *(bound.tobytes() for bound in bounds)
 
 
 def _unquantized(value: ov.Output) -> ov.Output:

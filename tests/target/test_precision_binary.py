@@ -219,3 +219,26 @@ def test_what_was_simulated_is_what_is_deployed(weights: int, activations: int) 
     assert np.abs(found - expected).max() <= 0.1 * np.ptp(expected)
     running = kernels(compiled, policy.layers).values()
     assert all(kernel.is_binary if (weights, activations) == (1, 1) else kernel.is_integer for kernel in running), running
+
+
+@pytest.mark.parametrize("readers", [2, 3])
+def test_binary_layers_that_read_one_value_give_the_right_numbers(readers: int) -> None:
+    """OpenVINO crashes where such layers share a quantizer, as a residual block's first convolution and its shortcut would."""
+    generator = np.random.default_rng(0)
+    x = ops.parameter([1, 16, 9, 9], np.float32)
+    x.output(0).set_names({"x"})
+    grids, nodes, expected = {}, [], []
+    value = levels(image(), (0.0, 1.0))
+    for index in range(readers):
+        signs = np.where(generator.standard_normal((8, 16, 3, 3)) < 0, -1, 1).astype(np.int8)
+        nodes.append(ops.convolution(x, ops.constant(0.5 * signs.astype(np.float32)), ONES, ONES, ONES, ONES))
+        nodes[-1].set_friendly_name(f"layer{index}")
+        grids[f"layer{index}"] = LayerGrid(signs, 1)
+        expected.append(slow_convolution(value, 0.5 * signs, 1, ONES, ONES))
+    converted = Converted(ov.Model([ops.result(node) for node in nodes], [x]), grids, [], dict.fromkeys(grids, (0.0, 1.0)))
+    policy = ac.Policy({}, dict.fromkeys(grids, ac.LayerPolicy(1, 1)))
+    compiled = compile_model(place_precision(converted, policy, [(image(),)]), F32)
+    assert all(kernel.is_binary for kernel in kernels(compiled, grids).values())
+    found = compiled([image()])
+    for index in range(readers):
+        assert_equal(np.array(found[index]), expected[index])
