@@ -10,7 +10,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,8 @@ def build_space(
     """
     listener = Listener(structure, capabilities, objectives or spec.objectives)
     notes: list[str] = []
-    bits = [listener.bits(d) for d in _layer_decisions("bits", spec.precision, structure, _bit_choices)]
+    asked = _layer_decisions("bits", spec.precision, structure, _bit_choices)
+    bits = [listener.bits(_without_binary_ends(d, spec, structure, notes)) for d in asked]
     zeros = [listener.zeros(d) for d in _layer_decisions("sparsity", spec.sparsity, structure, _levels)]
     steps = _steps(spec, structure, bits, listener)
     decisions = [*_pruning_decisions(spec, structure, steps, notes), *bits, *zeros]
@@ -288,6 +289,20 @@ def _layer_decisions(kind: str, rules: list[Any], structure: Structure, choices:
     kinds = {layer.name: layer.kind for layer in structure.layers}
     for name, rule in _last_rule_wins(rules, kinds, "layers").items():
         yield Decision(kind, name, choices(rule))
+
+
+def _without_binary_ends(decision: Decision, spec: SpaceSpec, structure: Structure, notes: list[str]) -> Decision:
+    """A decision on bits without binary forms of the first and the last layer, which a network seldom survives.
+
+    They stay where a rule names the layer itself, where nothing else is asked for, and in a policy written by hand.
+    """
+    kept = tuple(choice for choice in decision.choices if 1 not in choice)
+    is_end = decision.subject in (structure.layers[0].name, structure.layers[-1].name)
+    is_named = any(decision.subject in _listed(rule.layers) for rule in spec.precision)
+    if not is_end or is_named or not kept or kept == decision.choices:
+        return decision
+    notes.append(f"{decision.subject} gets no 1 bit: it is the model's first or last layer")
+    return replace(decision, choices=kept)
 
 
 def _last_rule_wins(rules: list[Any], kinds: Mapping[str, str], field: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_low_activations_buy_no_size() -> None:
 @pytest.mark.parametrize(("speedup", "stays"), [(4.0, True), (1.9, False)])
 def test_binary_layers_stay_where_they_pay(speedup: float, stays: bool) -> None:
     found = space({"precision": [{"weights": [8, 1], "activations": [8, 1]}]}, probed.capabilities(binary=speedup))
-    convolutions = next(d.choices for d in (*found.decisions, *found.fixed) if d.subject == "stem")
+    convolutions = next(d.choices for d in (*found.decisions, *found.fixed) if d.subject == "layer1.conv1")
     assert ((1, 1) in convolutions) == stays
 
 

@@ -197,6 +197,19 @@ def test_bits_are_ordered_from_the_least_to_the_most_compression() -> None:
     assert [activations for _, activations in found] == [FLOAT, *([FLOAT, 8] * 5)]
 
 
+def test_the_first_and_the_last_layer_are_not_binarized_unless_nothing_else_is_asked_for() -> None:
+    space = build(precision=[{"weights": [8, 1], "activations": [8, 1]}])
+    first, *inner, last = (choices(space)[f"bits:{layer.name}"] for layer in STRUCTURE.layers)
+    assert first == last == ((8, 8),)
+    assert all((1, 1) in found for found in inner)
+    assert [note for note in space.notes if "no 1 bit" in note] == [
+        f"{layer.name} gets no 1 bit: it is the model's first or last layer"
+        for layer in (STRUCTURE.layers[0], STRUCTURE.layers[-1])
+    ]
+    only = build(precision=[{"weights": [1], "activations": [1]}])
+    assert {d.subject for d in only.fixed} == {layer.name for layer in STRUCTURE.layers}
+
+
 def test_a_pattern_is_a_level_among_the_fractions() -> None:
     space = build(sparsity=[{"levels": ["2:4", 0.75, 0, 0.5, "1:4"]}])
     assert choices(space)["sparsity:stem"] == (0, 0.5, "2:4", 0.75, "1:4")

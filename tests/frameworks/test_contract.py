@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import models
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -15,13 +16,13 @@ from numpy.typing import NDArray
 import autocompress as ac
 from autocompress.data import Inputs
 from autocompress.device import Target
-from autocompress.errors import ConversionError, DivergedError, TaskError
+from autocompress.errors import ConversionError, DivergedError, HopelessError, TaskError
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.target.evaluate import evaluate, feed, predict
 from autocompress.target.layer_graphs import signature_of
-from autocompress.target.precision import heavy_nodes
+from autocompress.target.precision import heavy_nodes, place_precision, weight_port
 from autocompress.target.runtime import compile_for_scoring, compile_model
 
 F32 = Target(precision="f32")
@@ -258,6 +259,133 @@ def test_the_weights_file_holds_no_pickle(cases: Cases, tmp_path: Path) -> None:
 def scored(cases: Cases, task: ac.Task, candidate: Candidate) -> float:
     model = cases.framework.to_openvino(task, candidate, 1).model
     return evaluate(compile_for_scoring(model, F32), task.splits["valid"], task.scorer)
+
+
+def deployed(task: ac.Task, cases: Cases, candidate: Candidate) -> ov.Model:
+    """The IR that would be shipped."""
+    converted = cases.framework.to_openvino(task, candidate, 1)
+    return place_precision(converted, candidate.policy, task.calibration_split.take(64))
+
+
+def both_outputs(cases: Cases, task: ac.Task, candidate: Candidate, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The first output of the simulation and of the IR, for some samples."""
+    compiled = compile_model(deployed(task, cases, candidate), F32)
+    samples = task.splits["valid"].take(count)
+    found = predict(compiled, [(sample, 1) for sample in samples])
+    simulated = np.concatenate([cases.outputs(candidate.model, sample)[0] for sample in samples])
+    return simulated, found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.usefixtures("_patterns_once")
+@pytest.mark.parametrize("kind", ["conv", "mlp", "separable", "two inputs", "regression"])
+def test_the_deployed_outputs_are_those_of_the_simulation(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    layers = cases.framework.inspect(task).layers
+    candidate = compressed(cases, task, ac.Policy({}, {layer.name: ac.LayerPolicy(4, 8) for layer in layers}))
+    cases.framework.fine_tune(task, candidate, SETTINGS, silent)
+    simulated, real = both_outputs(cases, task, candidate, 32)
+    assert np.abs(simulated - real).mean() <= 0.02 * np.ptp(simulated)
+
+
+@pytest.mark.usefixtures("_patterns_once")
+def test_training_starts_from_the_ranges_that_are_deployed_without_training(cases: Cases) -> None:
+    task = cases.task("mlp")
+    layers = cases.framework.inspect(task).layers
+    policy = ac.Policy({}, {layer.name: ac.LayerPolicy(8, 8) for layer in layers})
+    untrained, hardly = compressed(cases, task, policy), compressed(cases, task, policy)
+    cases.framework.fine_tune(task, hardly, TuneSettings(1, 1e-12, 0.5), silent)
+    simulated, _ = both_outputs(cases, task, hardly, 32)
+    _, real = both_outputs(cases, task, untrained, 32)
+    assert np.abs(simulated - real).mean() <= 0.01 * np.ptp(real)
+
+
+@pytest.mark.usefixtures("_patterns_once")
+def test_a_chain_of_all_methods_is_deployed_as_it_was_trained(cases: Cases) -> None:
+    task = cases.trained_task(learning_rate=1e-2)
+    structure = cases.framework.inspect(task)
+    choices = [
+        ac.LayerPolicy(8, 8),
+        ac.LayerPolicy(4, 8, 0.5),
+        ac.LayerPolicy(4, 4),
+        ac.LayerPolicy(8, 8, pattern="2:4"),
+        ac.LayerPolicy(1, 1),
+    ]
+    layers = {layer.name: choices[i % len(choices)] for i, layer in enumerate(structure.layers)}
+    layers |= {structure.layers[-1].name: choices[0]}
+    assert set(layers.values()) == set(choices)
+    candidate = compressed(cases, task, ac.Policy({group.name: 0.25 for group in structure.groups}, layers))
+    cases.framework.fine_tune(task, candidate, TuneSettings(3, 1e-2, 0.5), silent)
+    simulated, real = both_outputs(cases, task, candidate, 300)
+    assert (simulated.argmax(1) == real.argmax(1)).mean() >= 0.97
+    assert (real.argmax(1) == task.valid[1].numpy()).mean() >= 0.8
+
+
+@pytest.mark.usefixtures("_patterns_once")
+@pytest.mark.parametrize("bits", ["float", 8, 4])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_zeros_stay_zeros_in_the_ir(cases: Cases, bits: int | str, pattern: str, tmp_path: Path) -> None:
+    task = cases.task("resnet")
+    layers = cases.framework.inspect(task).layers
+    sparse = ac.LayerPolicy(bits, "float" if bits == "float" else 8, 0.5, pattern)
+    candidates = [compressed(cases, task, ac.Policy({}, {layer.name: sparse for layer in layers})) for _ in range(2)]
+    cases.framework.fine_tune(task, candidates[0], TuneSettings(2, 1e-2, 0.5), silent)
+    cases.framework.save(candidates[0], tmp_path / "weights.safetensors")
+    cases.framework.load(candidates[1], tmp_path / "weights.safetensors")
+    for name, (node,) in heavy_nodes(deployed(task, cases, candidates[1])).items():
+        weight = constant_value(node.input_value(weight_port(node) or 0))
+        if pattern == "unstructured":
+            assert (weight == 0).mean() >= 0.5 - 0.5 / weight.size
+        elif weight.shape[1] % 4 == 0:
+            blocks = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:])
+            assert ((blocks != 0).sum(2) <= 2).all()
+            assert (weight != 0).any(), name
+
+
+def constant_value(value: ov.Output) -> NDArray[Any]:
+    """What a part of a graph without inputs computes."""
+    return np.array(compile_model(ov.Model([value], []), F32)([])[0])
+
+
+@pytest.mark.parametrize("kind", ["xnor", "dorefa"])
+def test_weights_of_one_bit_have_a_scale_per_channel_or_one_per_layer(cases: Cases, kind: Any) -> None:
+    task = cases.task("mlp")
+    name = cases.framework.inspect(task).layers[1].name
+    candidate = compressed(cases, task, ac.Policy({}, {name: ac.LayerPolicy(1, 1)}))
+    cases.framework.fine_tune(task, candidate, TuneSettings(2, 1e-2, 0.5, binarization=kind), silent)
+    (node,) = heavy_nodes(cases.framework.to_openvino(task, candidate, 1).model)[name]
+    scales = np.abs(constant_value(node.input_value(weight_port(node) or 0)))
+    channels = len(np.unique(np.round(scales, 6)))
+    assert (channels == 1) == (kind == "dorefa")
+
+
+def test_a_hopeless_candidate_is_ended_after_its_first_epoch(cases: Cases) -> None:
+    task = cases.trained_task()
+    structure = cases.framework.inspect(task)
+    layers = structure.layers
+    bits = {layer.name: ac.LayerPolicy(2, 4) for layer in layers}
+    ruined = compressed(cases, task, ac.Policy({group.name: 0.75 for group in structure.groups}, bits))
+    settings = TuneSettings(3, 1e-9, 0.5, stop_hopeless=True)
+    seen: list[float] = []
+    with pytest.raises(HopelessError, match=r"after the first epoch: accuracy 0\.\d+ .* ignores its input .* the original 0\.9"):
+        cases.framework.fine_tune(task, ruined, settings, seen.append)
+    assert seen[-1] == pytest.approx(1 / 3, abs=0.01)
+    good = compressed(cases, task, ac.Policy({}, {layer.name: ac.LayerPolicy(8, 8) for layer in layers}))
+    cases.framework.fine_tune(task, good, settings, silent)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mlp", "two outputs"])
+def test_features_are_learned_beside_the_outputs_and_leave_no_trace(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    policy = mixed_policy(cases, task)
+    first, second = compressed(cases, task, policy), compressed(cases, task, policy)
+    for candidate, weight in ((first, 0.0), (second, 100.0)):
+        settings = TuneSettings(2, 1e-2, 0.5, feature_distillation=weight)
+        cases.framework.fine_tune(task, candidate, settings, silent)
+    inputs = first_inputs(task, 8)
+    outputs = [cases.outputs(candidate.model, inputs)[0] for candidate in (first, second)]
+    assert np.isfinite(outputs[1]).all()
+    assert (outputs[0] != outputs[1]).any() == (kind != "mlp")  # its layers see one position
+    assert np.array_equal(converted_outputs(cases, task, second)[0], converted_outputs(cases, task, second)[0])
 
 
 def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:

@@ -20,7 +20,7 @@ from autocompress.task import Task
 
 WARM_UP, TIMED = 2, 3
 WORTH_IT = 0.8
-"""Another arithmetic is taken only where a step takes less than this fraction of a float32 one: noise decides nothing."""
+"""Another arithmetic is taken only where a step takes less than this fraction of the best so far: noise decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Arithmetic:
 
 
 FLOAT32 = Arithmetic()
-CANDIDATES = (Arithmetic(channels_last=True), Arithmetic(bf16=True), Arithmetic(bf16=True, channels_last=True))
+CANDIDATES = (Arithmetic(bf16=True, channels_last=True), Arithmetic(bf16=True), Arithmetic(channels_last=True))
 _FOUND: WeakKeyDictionary[Task, Arithmetic] = WeakKeyDictionary()
 """Probed once per task, so that all candidates of a run are trained alike."""
 
@@ -60,10 +60,12 @@ _FOUND: WeakKeyDictionary[Task, Arithmetic] = WeakKeyDictionary()
 def fastest_arithmetic(task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSettings, batch: Batch) -> Arithmetic:
     """The fastest arithmetic for a task's steps; float32 where none is clearly faster."""
     if task not in _FOUND:
-        plain = _seconds(FLOAT32, task, model, teacher, settings, batch)
-        seconds = {one: _seconds(one, task, model, teacher, settings, batch) for one in CANDIDATES}
-        best = min(seconds, key=lambda one: seconds[one])
-        _FOUND[task] = best if seconds[best] < WORTH_IT * plain else FLOAT32
+        best, shortest = FLOAT32, _seconds(FLOAT32, task, model, teacher, settings, batch)
+        for one in CANDIDATES:
+            seconds = _seconds(one, task, model, teacher, settings, batch)
+            if seconds < WORTH_IT * shortest:
+                best, shortest = one, seconds
+        _FOUND[task] = best
     return _FOUND[task]
 
 

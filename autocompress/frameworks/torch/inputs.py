@@ -23,15 +23,17 @@ SMALLEST_FACTOR = 0.01
 class SimulatedInput(nn.Module):
     """An input on a grid that holds zero.
 
-    8 bits reach the smallest and the largest value of a batch, 4 bits clip them where that lowers the squared error, and one bit
-    has the levels 0 and `high`, with the `high` of least squared error. The ranges of the batches are averaged while training,
-    and stand still in evaluation mode. A learned range starts from the average over the calibration, and is observed no more.
+    8 bits take their range as NNCF does, which will place the deployed quantizer: the largest magnitude of a sample, averaged
+    over samples; up, and as far down where there are negative values. 4 bits clip a batch's range where that lowers the squared
+    error, and one bit has the levels 0 and `high`, with the `high` of least squared error. The ranges of the batches are averaged
+    while training, and stand still in evaluation mode. A learned range starts from the average over the calibration, and is
+    observed no more.
 
     Attributes:
         low, high: the averaged range; not a number before any batch was seen.
         batches: how many were seen.
         factor: the learned range over that average; None where it is not learned.
-        is_calibrating: observe every batch, in whatever mode.
+        is_calibrating: observe every batch, in whatever mode, and let it pass.
     """
 
     low: torch.Tensor
@@ -53,7 +55,7 @@ class SimulatedInput(nn.Module):
             value = value.float()  # bfloat16 does not tell 256 levels apart
         if self.is_calibrating or (self.training and (self.factor is None or not self.is_seen)):
             self._observe(value.detach())
-        if not self.is_seen:
+        if self.is_calibrating or not self.is_seen:
             return value
         step, zero = self._step_and_zero()
         if self.factor is None:
@@ -75,6 +77,8 @@ class SimulatedInput(nn.Module):
 
     def _step_and_zero(self) -> tuple[float, int]:
         low, high = float(self.low), float(self.high)
+        if self.bits == 8 and low < 0:
+            low = -high * 128 / 127
         step = (high - low) / self.largest_code
         factor = 1.0 if self.factor is None else max(float(self.factor.detach()), SMALLEST_FACTOR)
         return step * factor, round(-low / step)
@@ -89,9 +93,12 @@ class SimulatedInput(nn.Module):
     def _range_of(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.bits == 1:
             return torch.zeros_like(self.low), _upper_level(value)
+        if self.bits == 8:
+            axes = tuple(range(1, value.ndim))
+            low, high = value.amin(axes), value.amax(axes)
+            return low.mean().clamp(max=0), torch.maximum(high, -low).mean().clamp(min=SMALLEST_RANGE)
         low, high = torch.aminmax(value)
-        low, high = low.clamp(max=0), high.clamp(min=SMALLEST_RANGE)
-        return _clipped(value, low, high, self.largest_code) if self.bits < 8 else (low, high)
+        return _clipped(value, low.clamp(max=0), high.clamp(min=SMALLEST_RANGE), self.largest_code)
 
 
 def _clipped(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor, largest_code: int) -> tuple[torch.Tensor, torch.Tensor]:

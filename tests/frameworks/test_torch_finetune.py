@@ -1,0 +1,184 @@
+"""What PyTorch's fine-tuning is made of: groups of parameters, schedules, attention maps, arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import autocompress as ac
+from autocompress.data import Batch
+from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.torch import arithmetic, finetune
+from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic
+from autocompress.frameworks.torch.features import FeaturePairs
+from autocompress.frameworks.torch.finetune import Trainer, fine_tune
+from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.frameworks.torch.optimize import default_optimizer
+from autocompress.frameworks.torch.schedule import WARM_UP, cosine, sparsity_at
+from autocompress.frameworks.torch.simulate import set_progress, simulate
+
+SETTINGS = TuneSettings(epochs=2, learning_rate=1e-2, distillation=0.5)
+BOTH = Arithmetic(bf16=True, channels_last=True)
+
+
+def silent(fraction: float) -> None:
+    """A progress callback that does nothing."""
+
+
+def quantized(task: ac.Task, layer: ac.LayerPolicy) -> nn.Module:
+    framework = TorchFramework()
+    layers = dict.fromkeys((found.name for found in framework.inspect(task).layers), layer)
+    return framework.compress(task, ac.Policy({}, layers), "l2").model
+
+
+@pytest.mark.parametrize("name", ["resnet", "mlp"])
+def test_norms_biases_and_steps_do_not_decay(name: str) -> None:
+    model = models.build(name)
+    heavy = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    simulate(model, ac.Policy({}, dict.fromkeys(heavy, ac.LayerPolicy(4, 4))))
+    decaying, still = default_optimizer(model).param_groups
+    names = {id(parameter): n for n, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in decaying["params"]} == {f"{n}.parametrizations.weight.original" for n in heavy}
+    assert len(decaying["params"]) + len(still["params"]) == len(names)
+    assert decaying["weight_decay"] > still["weight_decay"] == 0
+
+
+def test_the_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5)
+    schedule, rates = cosine(optimizer, 100), []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    rising = round(100 * WARM_UP)
+    expected = [0.5 * (i + 1) / rising for i in range(rising)]
+    expected += [0.25 * (1 + math.cos(math.pi * i / (100 - rising))) for i in range(100 - rising)]
+    assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0, 0), (0.25, 0.875), (0.5, 1), (1, 1)])
+def test_zeros_come_along_a_cubic_curve(fraction: float, share: float) -> None:
+    assert sparsity_at(fraction) == pytest.approx(share)
+
+
+def test_a_users_scheduler_is_told_the_steps_and_called_after_each() -> None:
+    seen: list[Any] = []
+
+    class Counting:
+        def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+            seen.append((optimizer, steps))
+
+        def step(self) -> None:
+            seen.append("step")
+
+    made: list[torch.optim.Optimizer] = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, 1e-3))
+        return made[0]
+
+    task = models.small_task(models.build("mlp"), batch_size=16, optimizer=optimizer, scheduler=Counting)
+    fine_tune(task, copy.deepcopy(task.model), SETTINGS, silent)
+    assert seen == [(made[0], 8), *["step"] * 8]
+    assert made[0].param_groups[0]["lr"] == SETTINGS.learning_rate
+
+
+def test_something_may_be_done_after_every_step() -> None:
+    task = models.small_task(models.build("mlp"), batch_size=16)
+    done: list[float] = []
+    calls: list[int] = []
+    fine_tune(task, copy.deepcopy(task.model), SETTINGS, done.append, lambda: calls.append(len(done)))
+    assert calls == list(range(8))
+
+
+def test_attention_maps_are_squares_summed_over_channels_and_normalized() -> None:
+    mine, theirs = models.build("conv", seed=0), models.build("conv", seed=1)
+    pairs = FeaturePairs(mine, theirs)
+    inputs = models.digits()["valid"][0][:4]
+    outputs: dict[str, list[np.ndarray]] = {"conv1": [], "conv2": []}
+    for model in (mine, theirs):
+        for name, found in outputs.items():
+            model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, found=found: found.append(output.detach().numpy())
+            )
+    mine(inputs), theirs(inputs)
+    expected = 0.0
+    for both in outputs.values():  # of two sizes, so both are compared
+        maps = [(one**2).sum(1).reshape(4, -1) for one in both]
+        maps = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in maps]
+        expected += ((maps[0] - maps[1]) ** 2).sum(1).mean()
+    assert pairs.distance().item() == pytest.approx(expected, rel=1e-4)
+    pairs.close()
+    mine(inputs)
+    assert pairs.maps == {}
+
+
+@pytest.mark.parametrize("chosen", [BOTH, Arithmetic(bf16=True), Arithmetic(channels_last=True)])
+@pytest.mark.parametrize("layer", [ac.LayerPolicy(8, 8), ac.LayerPolicy(4, 4, 0.5)], ids=["8", "4"])
+def test_every_arithmetic_trains_to_about_the_same_model(
+    chosen: Arithmetic, layer: ac.LayerPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_: 1.0 if one == chosen else 2.0)
+    inputs = models.digits()["valid"][0][:32]
+    found = []
+    for kind in ("f32", "fastest"):
+        task = models.small_task(models.resnet(), batch_size=16)
+        model = quantized(task, layer)
+        fine_tune(task, model, TuneSettings(1, 1e-4, 0.5, arithmetic=kind), silent)
+        assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
+        with torch.no_grad():
+            found.append(model(inputs))
+    assert torch.isfinite(found[1]).all()
+    assert (found[0] - found[1]).abs().mean() < 0.1 * found[0].std()
+
+
+def test_another_arithmetic_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    for seconds, expected in ((0.9, FLOAT32), (0.5, BOTH)):
+        monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, s=seconds: s if one == BOTH else 1.0)
+        task = models.small_task(models.build("mlp"))
+        settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
+        teacher = copy.deepcopy(task.model)
+        assert Trainer(task, copy.deepcopy(task.model), settings, teacher).arithmetic == expected
+        monkeypatch.setattr(arithmetic, "_seconds", lambda *_: pytest.fail("probed twice"))
+        assert Trainer(task, copy.deepcopy(task.model), settings, teacher).arithmetic == expected
+
+
+def test_probing_leaves_the_model_as_it_was() -> None:
+    task = models.small_task(models.build("resnet"))
+    model = copy.deepcopy(task.model)
+    before = copy.deepcopy(model.state_dict())
+    batch = Batch((task.train[0][:16],), task.train[1][:16])
+    arithmetic.fastest_arithmetic(task, model, copy.deepcopy(task.model), SETTINGS, batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_short_training_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "fastest_arithmetic", lambda *_: pytest.fail("probed"))
+    task = models.small_task(models.build("mlp"))
+    fine_tune(task, copy.deepcopy(task.model), TuneSettings(1, 1e-2, 0.5, arithmetic="fastest"), silent)
+
+
+def test_progress_reaches_the_simulation_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def noted(model: nn.Module, fraction: float) -> None:
+        seen.append(fraction)
+        set_progress(model, fraction)
+
+    monkeypatch.setattr(finetune, "set_progress", noted)
+    task = models.small_task(models.build("conv"), batch_size=16)
+    model = quantized(task, ac.LayerPolicy(8, 8, 0.75))
+    fine_tune(task, model, SETTINGS, silent)
+    assert seen == [*(i / 8 for i in range(8)), 1.0]
+    assert (model.conv2.weight == 0).float().mean().item() >= 0.75
