@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+import torch_pruning as tp
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrize
 
@@ -19,7 +22,7 @@ from autocompress.frameworks.torch.calls import example_inputs
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
 from autocompress.frameworks.torch.inspect import inspect, layers_of
-from autocompress.frameworks.torch.prune import remove_channels, removed_channels
+from autocompress.frameworks.torch.prune import CRITERIA, HEAVY, dependency_graph, remove_channels, removed_channels
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.policy import Policy
 from autocompress.structure import Structure
@@ -59,6 +62,18 @@ class TorchFramework:
                 remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
                 raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
         return inspect(copy.deepcopy(task.model), self._example(task, 1))
+
+    def importance(self, task: Task, criterion: str) -> dict[str, NDArray[np.float64]]:
+        """Group name → importance of each of its channels, also of groups that are not proven."""
+        graph = dependency_graph(copy.deepcopy(task.model), self._example(task, 1))
+        importance = tp.importance.GroupMagnitudeImportance(p=CRITERIA[criterion])
+        names = {module: name for name, module in graph.model.named_modules()}
+        found = {}
+        for members in graph.get_all_groups(root_module_types=HEAVY):
+            scores = importance(members)
+            if scores is not None:
+                found[names[members[0].dep.target.module]] = scores.detach().cpu().double().numpy()
+        return found
 
     def compress(
         self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
