@@ -99,6 +99,10 @@ class Structure:
                     outputs[name] = outputs.get(name, 0) + removed
         return inputs, outputs
 
+    def macs_share(self, pruning: Mapping[str, float]) -> float:
+        """Multiply-accumulates under the ratios of some groups, relative to the whole model's."""
+        return sum(self.macs(pruning).values()) / sum(layer.macs for layer in self.layers)
+
     def macs(self, pruning: Mapping[str, float]) -> dict[str, int]:
         """Layer name → multiply-accumulates for one sample under the ratios of some groups."""
         lost_inputs, lost_outputs = self.lost_channels(pruning)

@@ -83,7 +83,7 @@ def global_ratios(
 
 
 def pruning_path(ladders: Mapping[str, Ladder], cost: Cost) -> Iterator[dict[str, float]]:
-    """Ratios of smaller and smaller models, from the whole one on: each prunes one more group by one more step."""
+    """Ratios of smaller and smaller models, from the whole one to the smallest: each prunes one group further."""
     for rungs, _ in _climb(ladders, cost):
         yield _ratios(ladders, rungs)
 
@@ -113,28 +113,35 @@ def _losses(scores: NDArray[np.float64], removed: list[int]) -> NDArray[np.float
 
 
 def _climb(ladders: Mapping[str, Ladder], cost: Cost) -> Iterator[tuple[dict[str, int], float]]:
-    """(rung of each group, cost) of smaller and smaller models, until no step saves anything."""
+    """(rung of each group, cost) of smaller and smaller models, down to the smallest."""
     rungs = dict.fromkeys(ladders, 0)
     reached = cost({})
     while True:
         yield dict(rungs), reached
-        moves = [move for name in ladders if (move := _next_saving(ladders, rungs, name, cost, reached))]
+        moves = [
+            _move(ladders, rungs, name, cost, reached) for name, rung in rungs.items() if rung + 1 < len(ladders[name].ratios)
+        ]
         if not moves:
             return
-        _, name, rungs[name], reached = min(moves)
+        _, _, name, rungs[name], reached = min(moves)
 
 
-def _next_saving(
+def _move(
     ladders: Mapping[str, Ladder], rungs: Mapping[str, int], name: str, cost: Cost, reached: float
-) -> tuple[float, str, int, float] | None:
-    """(loss per saved cost, group, rung, cost) of the shortest step of a group that saves anything: a kernel may not."""
-    losses = ladders[name].losses
-    for rung in range(rungs[name] + 1, len(losses)):
-        after = cost(_ratios(ladders, {**rungs, name: rung}))
-        saved = reached - after
+) -> tuple[bool, float, str, int, float]:
+    """The shortest step of a group that saves anything: (False, loss per saved cost, group, rung, cost).
+
+    A kernel may take as long for fewer channels, and an estimated cost is wrong at times. Groups of which no step saves anything
+    come last: (True, loss of the next step, group, rung, cost).
+    """
+    losses, rung = ladders[name].losses, rungs[name]
+    costs = []
+    for further in range(rung + 1, len(losses)):
+        costs.append(cost(_ratios(ladders, {**rungs, name: further})))
+        saved = reached - costs[-1]
         if saved > SAVING * reached:
-            return float(losses[rung] - losses[rungs[name]]) / saved, name, rung, after
-    return None
+            return False, float(losses[further] - losses[rung]) / saved, name, further, costs[-1]
+    return True, float(losses[rung + 1] - losses[rung]), name, rung + 1, costs[0]
 
 
 def _given_back(ladders: Mapping[str, Ladder], rungs: Mapping[str, int], cost: Cost, target: float) -> dict[str, int]:

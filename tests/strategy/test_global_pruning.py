@@ -186,7 +186,17 @@ def test_a_step_that_saves_nothing_is_passed_over() -> None:
         return -(-round(32 * (1 - pruning.get("l0", 0.0))) // 16) / 2
 
     path = list(pruning_path(ladders_of(structure, {"l0": np.ones(32)}, {"l0": 8}), staircase))
-    assert path == [{}, {"l0": 0.5}]
+    assert path == [{}, {"l0": 0.5}, {"l0": 0.75}]
+
+
+def test_a_group_that_saves_nothing_comes_last() -> None:
+    """Whatever the estimate says: the path ends with the smallest model."""
+    structure = chain(16, 16)
+    ladders = ladders_of(structure, some_scores(structure, 0), {"l0": 4, "l1": 4})
+    path = list(pruning_path(ladders, lambda pruning: 1 - pruning.get("l1", 0.0) / 2))
+    assert path[3] == {"l1": 0.75}
+    assert path[-1] == {"l0": 0.75, "l1": 0.75}
+    assert len(path) == 7
 
 
 def test_models_on_the_path_are_nested() -> None:
