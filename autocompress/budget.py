@@ -78,8 +78,26 @@ class Drop:
 
     def allows(self, value: float, original: float, metric: Metric) -> bool:
         """True where `value` is worse than `original` by no more than the drop."""
-        allowed = self.value * abs(original) if self.relative else self.value
-        return metric.gain(original) - metric.gain(value) <= allowed + 1e-12
+        return metric.gain(original) - metric.gain(value) <= self._allowed(original) + 1e-12
+
+    def limit(self, original: float, metric: Metric) -> float:
+        """The worst value that is allowed."""
+        return original - metric.gain(self._allowed(original))
+
+    def _allowed(self, original: float) -> float:
+        return self.value * abs(original) if self.relative else self.value
+
+
+def parse_share(text: str) -> float:
+    """The share of the original's multiply-accumulates that may be left, written `50%` or `0.5x`.
+
+    Raises:
+        ConfigError: it does not parse, or is not positive.
+    """
+    match = _RELATIVE.match(text.strip().lower())
+    if not match or match[3] == "int8" or float(match[1]) <= 0:
+        raise ConfigError("A MACs target is a fraction of the original's", repr(text), "Write 50% or 0.5x.")
+    return float(match[1]) / (100 if match[2] == "%" else 1)
 
 
 def parse_duration(text: str | float) -> float:

@@ -64,6 +64,12 @@ def search(
     space: Annotated[
         str | None, typer.Option(help="A preset (int8, int8-prune, mixed-precision, sparse, full) or a YAML file.")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="search, or workflow: INT8, INT8 fine-tuned, pruned and fine-tuned, each only if the last is not enough."
+        ),
+    ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="accuracy, then latency or throughput, then size or compressed_size, with commas.")
     ] = None,
@@ -88,6 +94,7 @@ def search(
         "max_time": time,
         "out": out,
         "space": space,
+        "strategy": strategy,
         "objectives": [word.strip() for word in objectives.split(",")] if objectives else None,
         "max_accuracy_drop": max_accuracy_drop,
         "fine_tuning.epochs": epochs,
@@ -136,15 +143,21 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
         print(json.dumps({"out": settings.out, "budget_ms": result.budget_ms, "front": _rows(result.front)}, indent=1))
         return
     console.print(front_table(result.front, result.metric.name, result.run["has_test"]))
-    console.print(
-        f"Tables, picture and report: {settings.out}   Best model: {settings.out}/best", highlight=False, soft_wrap=True
-    )
+    best = f"{settings.out}/best" if result.folder.file("best").exists() else "none within the budget and the allowed drop"
+    console.print(f"Tables, picture and report: {settings.out}   Best model: {best}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def compress(
     task: Annotated[str, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")],
-    policy: Annotated[str, typer.Option(help="A YAML or JSON file, or a template (qat-int8, mixed, prune-qat).")],
+    policy: Annotated[str | None, typer.Option(help="A YAML or JSON file, or a template (qat-int8, mixed, prune-qat).")] = None,
+    macs: Annotated[
+        str | None, typer.Option(help="Instead: prune to this share of the multiply-accumulates, 50% or 0.5x.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Instead: prune to this latency, 0.25ms, 50%, 0.5x, or '70% of int8'.")
+    ] = None,
+    leave_float: Annotated[bool, typer.Option("--float", help="With --macs or --latency: prune only, without INT8.")] = False,
     out: OutOption = None,
     epochs: EpochsOption = None,
     threads: ThreadsOption = None,
@@ -153,16 +166,17 @@ def compress(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply one policy, without a search, through the same inner loop."""
+    """Apply one policy, given or found for a target, without a search, through the same inner loop."""
     from autocompress.config import load_config
     from autocompress.console import ConsoleWatcher
     from autocompress.single import compress as apply
 
+    chosen: dict[str, Any] = {"policy": policy, "macs": macs, "latency": latency, "int8": not leave_float}
     settings = load_config(config, {"out": out, "fine_tuning.epochs": epochs, "target.threads": threads, "seed": seed})
     options = {"out": "runs/compress"} | settings.model_dump(exclude={"task", "space", "recorded"}, exclude_unset=True)
     watcher = ConsoleWatcher(errors if as_json else console)
     with watcher.live():
-        choice = apply(task, policy, resume=resume, watcher=watcher, **options)
+        choice = apply(task, **chosen, resume=resume, watcher=watcher, **options)
     record = choice.record
     if as_json:
         print(record.model_dump_json(indent=1))

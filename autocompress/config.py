@@ -15,6 +15,9 @@ from autocompress.errors import ConfigError
 Objective = Literal["accuracy", "latency", "throughput", "size", "compressed_size"]
 Criterion = Literal["l1", "l2", "geometric_median", "bn_scale", "lamp", "taylor", "hessian", "random"]
 
+WORKFLOW_DROP = "1%"
+"""The accuracy that a workflow may lose where nothing else is said, relative to the original's."""
+
 
 def _trade_off(value: list[str]) -> list[str]:
     speeds = {"latency", "throughput"}
@@ -90,6 +93,9 @@ class SearchConfig(CompressionConfig):
         space: a preset's name, a YAML file, or the mapping itself.
         budget: latency budget, for example 0.25ms, 50%, "70% of int8". None: no budget.
         max_accuracy_drop: models that lose more are not chosen as best; 0.01 is absolute, "1%" relative. None: no limit.
+        strategy: "search" lets a sampler propose candidates; "workflow" takes the steps that are recommended for OpenVINO, INT8
+            after training, INT8 fine-tuned, pruning and INT8 fine-tuned, each only if the one before misses the allowed accuracy
+            drop (1 % where none is given) or the budget.
         objectives: what the front trades off. None: what the space recommends.
         max_trials: candidates to score. Over-budget ones end after a second or two and are not counted.
         max_time: when to stop, the final measurement included.
@@ -100,6 +106,7 @@ class SearchConfig(CompressionConfig):
 
     task: str | None = None
     out: str = "runs/search"
+    strategy: Literal["search", "workflow"] = "search"
     space: str | dict[str, Any] = "int8-prune"
     budget: str | None = None
     max_accuracy_drop: str | float | None = None
@@ -125,6 +132,13 @@ class SearchConfig(CompressionConfig):
         """Throughput is measured as the time per request at full load, which is what the target's hint asks for."""
         if "throughput" in (self.objectives or []) and not self.target.is_for_throughput:
             self.target = self.target.model_copy(update={"performance_hint": "THROUGHPUT"})
+        return self
+
+    @model_validator(mode="after")
+    def _workflow_needs_a_drop(self) -> Self:
+        """Without an allowed drop no step of a workflow could miss it."""
+        if self.strategy == "workflow" and self.max_accuracy_drop is None:
+            self.max_accuracy_drop = WORKFLOW_DROP
         return self
 
     @property

@@ -8,10 +8,11 @@ import time
 from autocompress import baselines
 from autocompress.config import SearchConfig
 from autocompress.frameworks.base import Candidate
-from autocompress.outer_loop import trial_limit
 from autocompress.setup import prepare
 from autocompress.task import Task
+from autocompress.timed_run import trial_limit
 from autocompress.trial import Workbench
+from autocompress.workflow import STEPS
 
 PROBE_FRACTION = 0.1
 """Part of an epoch's steps that is run to time them."""
@@ -38,7 +39,8 @@ def dry_run(task: Task, config: SearchConfig) -> str:
     settings = bench.tune_settings
     per_epoch = 0.0 if bench.task.fine_tune else _epoch_seconds(bench, middle, settings.epochs)
     per_trial = fixed + settings.epochs * per_epoch
-    uniform = len(baselines.uniform_baselines(bench.structure, space.steps))
+    is_workflow = config.strategy == "workflow"
+    uniform = 0 if is_workflow else len(baselines.uniform_baselines(bench.structure, space.steps))
     before = uniform * per_trial + 3 * fixed
     structure, fingerprint = bench.structure, prepared.fingerprint
     rest = f"{settings.epochs} epochs of {per_epoch:.1f} s, {fixed:.0f} s for the rest"
@@ -56,7 +58,9 @@ def dry_run(task: Task, config: SearchConfig) -> str:
         fit = max(0, int((config.time_limit_s - before) / per_trial))
         lines.append(f"Estimated: {fit} candidates fit into {config.max_time}")
     trials = trial_limit(config)
-    if trials is not None:
+    if is_workflow:
+        lines.append(f"Estimated: a workflow fine-tunes at most {STEPS} candidates, {STEPS * per_trial / 60:.1f} minutes")
+    elif trials is not None:
         lines.append(f"Estimated: {trials} candidates take {(before + trials * per_trial) / 60:.0f} minutes")
     if bench.task.fine_tune is not None:
         lines.append("The task's own fine_tune is not part of these times")

@@ -24,6 +24,18 @@ class Layer:
     macs: int
     groups: int = 1
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Input and output channels before pruning. A transposed convolution has its inputs first."""
+        first, second = self.weight_shape[0], self.weight_shape[1] * self.groups
+        return (first, second) if "Transpose" in self.kind else (second, first)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """True where each channel is filtered by itself, so that inputs and outputs go together."""
+        inputs, outputs = self.channels
+        return self.groups == inputs == outputs > 1
+
 
 @dataclass(frozen=True)
 class Group:
@@ -97,3 +109,20 @@ class Structure:
                 for name in group.layers:
                     outputs[name] = outputs.get(name, 0) + removed * group.width(name)
         return inputs, outputs
+
+    def macs_share(self, pruning: Mapping[str, float]) -> float:
+        """Multiply-accumulates under the ratios of some groups, relative to the whole model's."""
+        return sum(self.macs(pruning).values()) / sum(layer.macs for layer in self.layers)
+
+    def macs(self, pruning: Mapping[str, float]) -> dict[str, int]:
+        """Layer name → multiply-accumulates for one sample under the ratios of some groups."""
+        lost_inputs, lost_outputs = self.lost_channels(pruning)
+        found = {}
+        for layer in self.layers:
+            inputs, outputs = layer.channels
+            kept_inputs, kept_outputs = inputs - lost_inputs.get(layer.name, 0), outputs - lost_outputs.get(layer.name, 0)
+            if layer.is_depthwise:
+                found[layer.name] = layer.macs * kept_outputs // outputs
+            else:
+                found[layer.name] = layer.macs * kept_inputs * kept_outputs // (inputs * outputs)
+        return found

@@ -23,6 +23,7 @@ RECORDED = Recorded(
 EVERYTHING: dict[str, Any] = {
     "task": "tâsk.py:small",
     "out": "runs/mine",
+    "strategy": "workflow",
     "space": "mixed-precision",
     "budget": "70% of int8",
     "max_accuracy_drop": 0.01,

@@ -269,8 +269,8 @@ def test_a_budget_below_the_fastest_is_refused_and_names_it(pruned_task: ac.Task
 
 
 def test_the_time_ends_a_search(tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.outer_loop.FINAL_SECONDS", 1.0)
-    monkeypatch.setattr("autocompress.outer_loop.MAX_SECONDS", 0.1)
+    monkeypatch.setattr("autocompress.timed_run.FINAL_SECONDS", 1.0)
+    monkeypatch.setattr("autocompress.timed_run.MAX_SECONDS", 0.1)
     start = time.monotonic()
     space = {"precision": [{"weights": ["float", 8, 7, 4, 3, 2]}], "sparsity": [{"levels": [0, 0.2, 0.4, 0.6]}]}
     result = search_bits(linear_task(fine_tune=Loop()), tmp_path / "run", space=space, max_trials=200, max_time="6s")

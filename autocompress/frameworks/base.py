@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.errors import TaskError
 from autocompress.policy import Policy
 from autocompress.structure import Structure
@@ -68,6 +71,13 @@ class Framework(Protocol):
 
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
+        ...
+
+    def importance(self, task: Task, criterion: str) -> dict[str, NDArray[np.float64]]:
+        """Group name → importance of each of its channels, in the original's order.
+
+        Numbers of two groups have no common scale. Removing channels by a ratio removes those of the smallest importance.
+        """
         ...
 
     def compress(

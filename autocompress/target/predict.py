@@ -179,7 +179,7 @@ class Predictor:
     def estimate(self, policy: Policy) -> Estimate:
         """Everything that is estimated of a policy."""
         inputs, outputs = self._structure.lost_channels(policy.pruning)
-        layers = policy.layers
+        layers, macs_of = policy.layers, self._structure.macs(policy.pruning)
         size = macs = bops = 0
         for layer in self._structure.layers:
             if layer.name not in self._table.nodes:
@@ -189,7 +189,7 @@ class Predictor:
                 original.inputs - inputs.get(layer.name, 0), original.outputs - outputs.get(layer.name, 0), False
             )
             weights, activations, stored = _bits(layers.get(layer.name, LayerPolicy()))
-            own = layer.macs * pruned.weights // original.weights
+            own = macs_of[layer.name]
             macs += own
             bops += own * weights * activations
             size += (pruned.weights * stored + 7) // 8 + (pruned.outputs * FLOAT_BITS // 8 if stored != FLOAT_BITS else 0)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -69,6 +71,10 @@ class TorchFramework:
         """Layers and proven dependency groups."""
         require_plain(task.model)
         return self._pruning(task).structure
+
+    def importance(self, task: Task, criterion: str) -> dict[str, NDArray[np.float64]]:
+        """Group name → importance of each of its channels, also of groups that are not proven."""
+        return self._pruning(task).scores(criterion)
 
     def compress(
         self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None

@@ -1,0 +1,94 @@
+"""What every strategy has in common: baselines, candidates until the trials or the time run out, the front measured again."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from autocompress import baselines
+from autocompress.config import SearchConfig
+from autocompress.record import Stage, State
+from autocompress.result import Result
+from autocompress.run import Run
+from autocompress.target.meter import MAX_SECONDS
+from autocompress.task import Task
+from autocompress.watch import Watcher
+
+DEFAULT_TRIALS = 40
+FINAL_SECONDS = 5.0
+"""Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
+
+
+def trial_limit(config: SearchConfig) -> int | None:
+    """How many candidates to score: what was asked, or, of a search, 40 where no limit was given at all."""
+    unlimited = config.max_trials is None and config.max_time is None
+    return DEFAULT_TRIALS if unlimited and config.strategy == "search" else config.max_trials
+
+
+class TimedRun(Run):
+    """A run of many trials, in the order in which things happen."""
+
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher) -> None:
+        super().__init__(task, config, watcher)
+        self.max_trials = trial_limit(config)
+        self.started = time.monotonic()
+
+    def run(self, resume: bool) -> Result:
+        """Run until there is nothing left to do, or the trials or the time are used up."""
+        with self.opened(resume):
+            self._describe()
+            self._run_baselines()
+            with self.folder.disk_guard():
+                self._run_candidates()
+            self.finish()
+        return Result(self.folder.path)
+
+    def _refuse_what_cannot_work(self) -> None:
+        """A budget that nothing keeps."""
+        self.prepared.require_reachable(self.config)
+
+    def _run_baselines(self) -> None:
+        """The user's own deployment, and INT8 after training."""
+        self.run_original(baselines.untrained_baselines(self.bench.structure, self.prepared.fingerprint.float_precision))
+
+    def _run_candidates(self) -> None:
+        """The strategy's own part."""
+        raise NotImplementedError
+
+    @property
+    def _gate_ms(self) -> float | None:
+        return None if self.budget_ms is None else self.budget_ms * (1 + self.config.gate_slack)
+
+    def _stop(self) -> bool:
+        """True when the trials are used up, or the next one would not end in time."""
+        tuned = [r for r in self.folder.records() if not r.is_baseline and r.state in (State.COMPLETE, State.FAILED)]
+        left = None if self.max_trials is None else self.max_trials - len(tuned)
+        seconds = None
+        if self.config.time_limit_s is not None:
+            seconds = self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+        self.watcher.left(left, seconds)
+        return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
+
+    def _trial_seconds(self) -> float:
+        """What the next trial will take: the median of those that were fine-tuned."""
+        return statistics.median(
+            [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE] or [0.0]
+        )
+
+    def _final_seconds(self) -> float:
+        """What measuring and scoring the front will take."""
+        return FINAL_SECONDS + sum(MAX_SECONDS + r.seconds.get(Stage.EVALUATE, 0.0) for r in self.finalists())
+
+    def _describe(self) -> None:
+        resumed = len(self.folder.records())
+        say = self.watcher.say
+        if resumed:
+            say(f"Resuming with {resumed} trials on disk")
+        say(self.prepared.landmarks.in_words(self.prepared.fingerprint.float_precision))
+        say("No budget" if self.budget_ms is None else f"Budget {self.config.budget}: {self.budget_ms:.4g} ms")
+        self._describe_candidates()
+        for note in self.space.notes:
+            say(note)
+
+    def _describe_candidates(self) -> None:
+        """What the strategy will try."""
