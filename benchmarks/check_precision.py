@@ -22,12 +22,12 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nncf
 import numpy as np
 import openvino as ov
 import torch
+from networks import from_timm
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 from torch import nn
@@ -87,17 +87,6 @@ class ResNet20(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images to classes."""
         return self.fc(self.blocks(torch.relu(self.bn(self.stem(x)))).mean((2, 3)))
-
-
-def from_timm(name: str, **options: Any) -> nn.Module:
-    """An untrained network; timm imports torchvision, whose operators are not needed and may not fit the torch at hand."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    import timm
-
-    return timm.create_model(name, pretrained=False, num_classes=10, **options)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
