@@ -17,14 +17,16 @@ import numpy as np
 import openvino as ov
 import torch
 from networks import Network
-from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced
+from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced, silent_weights
 from torch import nn
 
 from autocompress.device import Target
 from autocompress.frameworks.torch.calls import call, outputs_of
+from autocompress.frameworks.torch.channels import ChannelGroup, channel_groups
 from autocompress.frameworks.torch.convert import convert
-from autocompress.frameworks.torch.inspect import inspect, layers_of
-from autocompress.frameworks.torch.prune import remove_channels, removed_channels
+from autocompress.frameworks.torch.inspect import Proof, prove, structure_of
+from autocompress.frameworks.torch.layers import layers_of
+from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.simulate import settle, simulate
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.structure import Structure
@@ -127,6 +129,8 @@ class Chain:
 
     model: nn.Module
     example: Any
+    groups: dict[str, ChannelGroup]
+    proof: Proof
     structure: Structure
     pruned: nn.Module
     lost: Channels
@@ -146,18 +150,22 @@ class Chain:
     def inspect(self) -> None:
         """Trace and prove."""
         start = time.process_time()
-        self.structure = inspect(self.model, self.example)
+        self.groups = channel_groups(copy.deepcopy(self.model), self.example)
+        self.proof = prove(self.model, self.example, self.groups)
+        self.structure = structure_of(self.model, self.example, self.groups, self.proof)
         self.row.inspect_seconds = time.process_time() - start
         self.row.proven, self.row.frozen = len(self.structure.groups), len(self.structure.frozen)
         reasons = Counter(group.reason for group in self.structure.frozen).most_common(2)
         self.row.reason = "; ".join(f"{count} × {reason}" for reason, count in reasons)[:LONGEST_REASON]
 
     def prune(self) -> None:
-        """Remove a share of the channels of all proven groups."""
+        """Remove a share of the channels of all proven groups, any of them."""
+        generator, removed = torch.Generator().manual_seed(3), {}
+        for group in self.structure.groups:
+            order = torch.randperm(group.channels, generator=generator)
+            removed[group.name] = sorted(order[: group.removed(RATIO)].tolist())
         self.pruned = copy.deepcopy(self.original)
-        ratios = {group.name: RATIO for group in self.structure.groups}
-        removed = removed_channels(self.pruned, self.example, ratios, "l1")
-        remove_channels(self.pruned, self.example, removed)
+        remove_channels(self.pruned, self.groups, removed, self.proof.follow)
 
     def check(self) -> None:
         """Run it beside the silenced original."""
@@ -175,12 +183,20 @@ class Chain:
         for group in self.structure.groups:
             for layer in group.layers:
                 found = len(lost_outputs.get(layer, ()))
-                if found < group.removed(RATIO):
-                    raise ValueError(f"{layer} lost {found} channels, {group.removed(RATIO)} were to go")
+                wanted = group.removed(RATIO) * group.width(layer)
+                if found < wanted:
+                    raise ValueError(f"{layer} lost {found} channels, {wanted} were to go")
 
     def _outputs(self, model: nn.Module, lost: Channels) -> list[torch.Tensor]:
-        with torch.no_grad(), silenced(model, lost):
-            return outputs_of(call(model.eval(), self.example))
+        """The outputs with some input channels of layers zeroed."""
+        with torch.no_grad():
+            with silenced(model.eval(), lost) as called:
+                outputs = outputs_of(call(model, self.example))
+            if called == lost.keys():
+                return outputs
+            model = silent_weights(model, {name: channels for name, channels in lost.items() if name not in called})
+            with silenced(model, lost):
+                return outputs_of(call(model, self.example))
 
     def verdict(self) -> str:
         """The status of a network that came to the end."""

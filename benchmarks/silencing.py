@@ -2,7 +2,8 @@
 
 Which channels a layer lost is read off the weights: all weights of a perturbed layer differ from each other, so each one that is
 left says where it stood. Whoever pruned the module is not asked. The original must then give the same outputs as the pruned one
-if the lost input channels of each convolution and linear layer are zeroed on their way in.
+if the lost input channels of each layer are zeroed on their way in. Layers are convolutions, linear layers and the `Conv1D` of
+transformers, a linear layer whose weight lies the other way round.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 Convolution = nn.modules.conv._ConvNd
 Channels = dict[str, torch.Tensor]
@@ -50,41 +52,50 @@ def _distinct(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
 
 
 def lost_channels(original: nn.Module, pruned: nn.Module) -> tuple[Channels, Channels]:
-    """The input and the output channels that each convolution and linear layer lost; layers that lost none are left out.
+    """The input and the output channels that each layer lost; layers that lost none are left out.
 
     Raises:
         ValueError: a weight of the pruned module is none of the original's.
     """
     inputs, outputs = {}, {}
     for name, module in original.named_modules():
-        if not isinstance(module, Convolution | nn.Linear):
+        if not isinstance(module, Convolution | nn.Linear | Conv1D):
             continue
-        before, after = module.weight, pruned.get_submodule(name).weight
+        before, after = _as_matrix(module), _as_matrix(pruned.get_submodule(name))
         if before.shape == after.shape:
             continue
-        kept_inputs, kept_outputs = _kept(name, module, after)
-        inputs[name] = _others(_in_channels(module), kept_inputs)
-        outputs[name] = _others(_out_channels(module), kept_outputs)
+        groups = getattr(module, "groups", 1)
+        try:
+            output, column = _places(before, after)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        group = output // (before.shape[0] // groups)
+        inputs[name] = _others(groups * before.shape[1], group * before.shape[1] + column)
+        outputs[name] = _others(before.shape[0], output)
     return ({name: lost for name, lost in found.items() if len(lost)} for found in (inputs, outputs))  # type: ignore[return-value]
 
 
-def _kept(name: str, module: nn.Module, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output channels that are left in a weight. Axes of a weight: output, input within its group, kernel."""
-    before, groups = module.weight.detach(), getattr(module, "groups", 1)
-    places = torch.arange(before.numel()).reshape(before.shape)
+def _as_matrix(module: Any) -> torch.Tensor:
+    """The first weight of each kernel, as (output, input within its group)."""
+    weight = module.weight.detach()
+    if isinstance(module, Conv1D):
+        return weight.T
+    weight = weight.reshape(*weight.shape[:2], -1)[:, :, 0]
     if getattr(module, "transposed", False):
-        if groups > 1:
-            raise ValueError(f"{name} is a grouped transposed convolution, which this check does not know")
-        before, after, places = before.transpose(0, 1), after.transpose(0, 1), places.transpose(0, 1)
-    before, after, places = (tensor.reshape(*tensor.shape[:2], -1)[:, :, 0] for tensor in (before, after.detach(), places))
+        if module.groups > 1:
+            raise ValueError("grouped transposed convolutions are not known to this check")
+        weight = weight.T
+    return weight
+
+
+def _places(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column at which each value of `after` stood."""
     values, order = before.reshape(-1).sort()
-    found = torch.searchsorted(values, after.reshape(-1)).clamp(max=len(values) - 1)
-    if not torch.equal(values[found], after.reshape(-1)):
-        raise ValueError(f"{name} has weights that are not the original's")
-    place = order[found]
-    output, column = place // before.shape[1], place % before.shape[1]
-    group = output // (before.shape[0] // groups)
-    return (group * before.shape[1] + column).unique(), output.unique()
+    wanted = after.reshape(-1)
+    found = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
+    if not torch.equal(values[found], wanted):
+        raise ValueError("the pruned weights are not the original's")
+    return order[found] // before.shape[1], order[found] % before.shape[1]
 
 
 def _others(count: int, kept: torch.Tensor) -> torch.Tensor:
@@ -93,50 +104,54 @@ def _others(count: int, kept: torch.Tensor) -> torch.Tensor:
     return mask.nonzero().flatten()
 
 
-def _in_channels(module: Any) -> int:
-    return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)
-
-
-def _out_channels(module: Any) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
-
-
-def passes_on(module: Any) -> bool:
-    """True for a depthwise convolution: what it makes of a channel is read by others, who are the ones to be silenced."""
-    return _in_channels(module) == getattr(module, "groups", 1) > 1
-
-
 def other_channels(model: nn.Module, lost: Channels, seed: int = 2) -> Channels:
     """For each layer as many channels as it lost, from those that it kept."""
     generator = torch.Generator().manual_seed(seed)
     chosen = {}
     for name, channels in lost.items():
-        kept = _others(_in_channels(model.get_submodule(name)), channels)
+        kept = _others(_inputs(model.get_submodule(name)), channels)
         chosen[name] = kept[torch.randperm(len(kept), generator=generator)[: len(channels)]]
     return chosen
 
 
 @contextmanager
-def silenced(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> Iterator[nn.Module]:
-    """The module with these input channels of its layers zeroed on their way in."""
-    hooks = []
+def silenced(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> Iterator[set[str]]:
+    """Zero these input channels of layers on their way in. Gives the names of the layers that were called."""
+    hooks, called = [], set[str]()
     for name, channels in lost.items():
         module: Any = model.get_submodule(name)
-        if not passes_on(module):
-            axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
-            hooks.append(module.register_forward_pre_hook(_zeroing(channels, axis)))
+        axis = -1 - len(getattr(module, "kernel_size", ()))
+        hooks.append(module.register_forward_pre_hook(_zeroing(name, channels, axis, called)))
     try:
-        yield model
+        yield called
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _zeroing(channels: torch.Tensor, axis: int) -> Any:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _zeroing(name: str, channels: torch.Tensor, axis: int, called: set[str]) -> Any:
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        called.add(name)
+        if _inputs(module) == getattr(module, "groups", 1) > 1:  # depthwise: it passes on what others read
+            return inputs
         return (inputs[0].index_fill(axis, channels, 0), *inputs[1:])
 
     return hook
+
+
+def silent_weights(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy in which the weights that read these channels are zero: for layers whose weights are used without calling them."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, channels in lost.items():
+            _as_matrix(model.get_submodule(name))[:, channels] = 0
+    return model
+
+
+def _inputs(module: Any) -> int:
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0])
+    return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)
 
 
 def difference(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
