@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import sys
 import tempfile
@@ -21,13 +22,12 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nncf
 import numpy as np
 import openvino as ov
 import torch
-from models import ResNet20
+from networks import from_timm
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 from torch import nn
@@ -57,15 +57,36 @@ TARGET, EXACT = Target(), Target(precision="f32")
 Array = NDArray[np.float32]
 
 
-def from_timm(name: str, **options: Any) -> nn.Module:
-    """An untrained network; timm imports torchvision, whose operators are not needed and may not fit the torch at hand."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    import timm
+class Residual(nn.Module):
+    """Two 3×3 convolutions and a shortcut."""
 
-    return timm.create_model(name, pretrained=False, num_classes=10, **options)
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = shortcut if inputs != outputs else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to images."""
+        inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(inner + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32×32 images (He et al. 2016, section 4.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+        blocks = (Residual(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths))
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to classes."""
+        return self.fc(self.blocks(torch.relu(self.bn(self.stem(x)))).mean((2, 3)))
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {

@@ -1,0 +1,232 @@
+"""One network through the whole chain, stage by stage, with a row that says how far it came."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from networks import Network
+from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced, silent_weights
+from torch import nn
+
+from autocompress.device import Target
+from autocompress.frameworks.torch.calls import call, outputs_of
+from autocompress.frameworks.torch.channels import ChannelGroup, channel_groups
+from autocompress.frameworks.torch.convert import convert
+from autocompress.frameworks.torch.inspect import Proof, prove, structure_of
+from autocompress.frameworks.torch.layers import layers_of
+from autocompress.frameworks.torch.prune import remove_channels
+from autocompress.frameworks.torch.simulate import settle, simulate
+from autocompress.policy import LayerPolicy, Policy
+from autocompress.structure import Structure
+from autocompress.target.executed import kernels
+from autocompress.target.precision import Converted, place_precision
+from autocompress.target.runtime import compile_model
+
+CPU_SECONDS = 60
+RATIO = 0.3
+TOLERANCE = 1e-4
+"""Of outputs, relative to their range."""
+LEAST_CONTROL = 100
+"""How many tolerances the outputs must move by if other channels are zeroed."""
+LONGEST_REASON = 240
+
+
+@dataclass
+class Row:
+    """What is known of one network.
+
+    Attributes:
+        status: "ok"; "wrong": outputs differ from the silenced original's, or other channels matter too little to tell;
+            "frozen": no group is proven; "failed": in a stage.
+        stage: the last one begun.
+        proven, frozen: groups.
+        share: of the parameters, in layers that lost channels.
+        error: of the outputs after pruning all groups, relative to their range.
+        control: the error after zeroing other channels, in tolerances.
+        int8, asked: layers.
+        cpu_seconds: of the whole chain.
+        inspect_seconds: of them, for tracing and proving.
+        reason: why it failed, or why most of the frozen groups are.
+    """
+
+    model: str
+    family: str
+    status: str = "running"
+    stage: str = "build"
+    proven: int = 0
+    frozen: int = 0
+    share: float = 0.0
+    error: float = float("nan")
+    control: float = float("nan")
+    int8: int = 0
+    asked: int = 0
+    cpu_seconds: float = 0.0
+    inspect_seconds: float = 0.0
+    reason: str = ""
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Of the CSV."""
+        return [field.name for field in fields(cls)]
+
+    def to_text(self) -> dict[str, str]:
+        """Values of the CSV."""
+        return {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_text(cls, text: dict[str, str]) -> Row:
+        """What `to_text` gave."""
+        kinds: dict[str, Any] = {field.name: type(getattr(cls("", ""), field.name)) for field in fields(cls)}
+        return cls(**{name: kinds[name](value) for name, value in text.items()})
+
+    def line(self) -> str:
+        """For the terminal."""
+        return (
+            f"{self.model:32} {self.status:6} {self.stage:8} groups {self.proven:3} + {self.frozen:3} frozen"
+            f"  share {self.share:4.0%}  error {self.error:7.1e}  control {self.control:7.1e}  INT8 {self.int8:3}/{self.asked:3}"
+            f"  {self.cpu_seconds:5.1f} s (inspect {self.inspect_seconds:4.1f})  {self.reason}"
+        )
+
+
+def examine(network: Network) -> Iterator[Row]:
+    """The row at the beginning of every stage and at the end; an exception ends it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    chain = Chain(network)
+    for stage in (chain.build, chain.inspect, chain.prune, chain.check, chain.convert, chain.quantize, chain.compile):
+        chain.row.stage = stage.__name__
+        chain.row.cpu_seconds = time.process_time()
+        yield replace(chain.row)
+        try:
+            stage()
+        except Exception as error:  # of any library: it is the network's result
+            chain.row.status, chain.row.reason = (
+                "failed",
+                f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_REASON],
+            )
+            break
+    else:
+        chain.row.status = chain.verdict()
+    chain.row.cpu_seconds = time.process_time()
+    yield chain.row
+
+
+class Chain:
+    """The stages, in order; each leaves what the next one needs."""
+
+    model: nn.Module
+    example: Any
+    groups: dict[str, ChannelGroup]
+    proof: Proof
+    structure: Structure
+    pruned: nn.Module
+    lost: Channels
+    converted: Converted
+    policy: Policy
+    placed: ov.Model
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.row = network, Row(network.name, network.family)
+
+    def build(self) -> None:
+        """Make the module, its inputs, and the perturbed copy that everything but the engine's own proof is done with."""
+        torch.manual_seed(0)
+        self.model, self.example = self.network.make().eval(), self.network.inputs()
+        self.original = perturbed(self.model)
+
+    def inspect(self) -> None:
+        """Trace and prove."""
+        start = time.process_time()
+        self.groups = channel_groups(copy.deepcopy(self.model), self.example)
+        self.proof = prove(self.model, self.example, self.groups)
+        self.structure = structure_of(self.model, self.example, self.groups, self.proof)
+        self.row.inspect_seconds = time.process_time() - start
+        self.row.proven, self.row.frozen = len(self.structure.groups), len(self.structure.frozen)
+        reasons = Counter(group.reason for group in self.structure.frozen).most_common(2)
+        self.row.reason = "; ".join(f"{count} × {reason}" for reason, count in reasons)[:LONGEST_REASON]
+
+    def prune(self) -> None:
+        """Remove a share of the channels of all proven groups, any of them."""
+        generator, removed = torch.Generator().manual_seed(3), {}
+        for group in self.structure.groups:
+            order = torch.randperm(group.channels, generator=generator)
+            removed[group.name] = sorted(order[: group.removed(RATIO)].tolist())
+        self.pruned = copy.deepcopy(self.original)
+        remove_channels(self.pruned, self.groups, removed, self.proof.follow)
+
+    def check(self) -> None:
+        """Run it beside the silenced original."""
+        self.lost, lost_outputs = lost_channels(self.original, self.pruned)
+        touched = self.lost.keys() | lost_outputs.keys()
+        weights = sum(p.numel() for name in touched for p in self.original.get_submodule(name).parameters(recurse=False))
+        self.row.share = weights / sum(p.numel() for p in self.original.parameters())
+        self._require_removal(lost_outputs)
+        outputs = self._outputs(self.pruned, {})
+        self.row.error = difference(outputs, self._outputs(self.original, self.lost))
+        others = other_channels(self.original, self.lost)
+        self.row.control = difference(outputs, self._outputs(self.original, others)) / TOLERANCE
+
+    def _require_removal(self, lost_outputs: Channels) -> None:
+        for group in self.structure.groups:
+            for layer in group.layers:
+                found = len(lost_outputs.get(layer, ()))
+                wanted = group.removed(RATIO) * group.width(layer)
+                if found < wanted:
+                    raise ValueError(f"{layer} lost {found} channels, {wanted} were to go")
+
+    def _outputs(self, model: nn.Module, lost: Channels) -> list[torch.Tensor]:
+        """The outputs with some input channels of layers zeroed."""
+        with torch.no_grad():
+            with silenced(model.eval(), lost) as called:
+                outputs = outputs_of(call(model, self.example))
+            if called == lost.keys():
+                return outputs
+            model = silent_weights(model, {name: channels for name, channels in lost.items() if name not in called})
+            with silenced(model, lost):
+                return outputs_of(call(model, self.example))
+
+    def verdict(self) -> str:
+        """The status of a network that came to the end."""
+        if not self.lost:
+            return "frozen"
+        return "ok" if self.row.error <= TOLERANCE and self.row.control > LEAST_CONTROL else "wrong"  # a NaN is wrong
+
+    def convert(self) -> None:
+        """To OpenVINO, with the weights on their 8-bit grids."""
+        layers = [layer.name for layer in layers_of(self.pruned, self.example)]
+        self.policy, self.row.asked = Policy({}, dict.fromkeys(layers, LayerPolicy(8, 8))), len(layers)
+        simulate(self.pruned, self.policy)
+        codes = settle(self.pruned)
+        self.converted = Converted(convert(self.pruned, self.example), codes)
+
+    def quantize(self) -> None:
+        """Place INT8."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.placed = place_precision(self.converted, self.policy, [self._sample()])
+
+    def compile(self) -> None:
+        """Compile and run once."""
+        compiled = compile_model(self.placed, Target())
+        found = kernels(compiled, self.policy.layers)
+        self.row.int8 = sum(kernel.is_integer for kernel in found.values())
+        results = compiled(self._sample())
+        if not all(np.isfinite(results[i]).all() for i in range(len(compiled.outputs))):
+            raise ValueError("the INT8 model's outputs are not finite")
+
+    def _sample(self) -> Any:
+        if isinstance(self.example, dict):
+            return {name: tensor.numpy() for name, tensor in self.example.items()}
+        return tuple(tensor.numpy() for tensor in self.example)
