@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 EXPANSION = 4
-BLOCKS = [(16, 1), (24, 2), (24, 1), (40, 2), (40, 1)]
+BLOCKS = [(32, 1), (48, 2), (48, 1), (80, 2), (80, 1)]
 """Output channels and stride of each inverted residual."""
-STEM, HEAD = 16, 128
+STEM, HEAD = 32, 128
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiment
 import distorted_mnist
 from originals import trained_once
 
-EPOCHS, LEARNING_RATE = 20, 0.1
+EPOCHS, LEARNING_RATE = 15, 0.1
 
 
 def original(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
@@ -39,6 +39,6 @@ def make_task() -> ac.Task:
         loss=functional.cross_entropy,
         metric="accuracy",
         preprocessing=distorted_mnist.PREPROCESSING,
-        epochs=3,
+        epochs=2,
         name="MobileNetV2 on distorted MNIST",
     )
