@@ -55,7 +55,7 @@ CONFINED = {
     "pandas": ["report", "console"],
     "matplotlib": ["report"],
     "jinja2": ["report.page"],
-    "rich": ["console", "cli", "report"],
+    "rich": ["console", "cli", "report", "target.precision"],
     "typer": ["cli"],
 }
 PUBLIC = ["LayerPolicy", "Policy", "Result", "SearchConfig", "Target", "Task"]

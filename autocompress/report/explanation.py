@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.errors import ConfigError
+from autocompress.report.picture import Picture
 
 if TYPE_CHECKING:
     from autocompress.target.executed import Layer
@@ -78,11 +78,11 @@ def plot_explanation(explanation: Explanation, path: Path, title: str) -> None:
         raise ConfigError("A picture is written to a .png or .svg file in an existing folder", f"{path}: {error}") from error
 
 
-def figure_of(explanation: Explanation, title: str) -> Figure:
+def figure_of(explanation: Explanation, title: str) -> Picture:
     """The same as a figure."""
     layers = sorted((one for one in explanation.layers if one.share), key=lambda one: -one.share - one.conversions)[:DRAWN_LAYERS]
     heights = [0.95, 0.35 + 0.33 * max(1, len(layers))]
-    figure = Figure(figsize=(8.0, 0.75 + sum(heights)), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(8.0, 0.75 + sum(heights)), dpi=DPI, layout="constrained")
     whole, single = figure.subplots(2, 1, height_ratios=heights)
     _draw_whole(whole, explanation)
     _draw_layers(single, layers, explanation)

@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from autocompress.report.picture import Picture
+
 if TYPE_CHECKING:
     from autocompress.result import Result
 
@@ -21,7 +23,7 @@ def plot_front(result: Result) -> Figure:
     trials, front = result.trials, result.front
     complete = trials[trials["accuracy_valid"].notna()]
     others = complete[~complete["trial"].isin(front["trial"])]
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    figure = Picture(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.scatter(others["latency_ms"], others["accuracy_valid"], s=18, color=OTHER, label="dominated trials", zorder=2)

@@ -166,7 +166,7 @@ def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_node
         ),  # it would move weights off their grids
     )
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _squeeze_and_excite_too():
+        with _without_bars(), _squeeze_and_excite_too():
             return nncf.quantize(
                 model.clone(),
                 dataset,
@@ -176,6 +176,20 @@ def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_node
             )
     except Exception as error:
         raise ConversionError(f"NNCF cannot quantize this model: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """NNCF draws its bars on rich's own console, in a terminal as in a notebook."""
+    import rich  # comes with nncf
+
+    console = rich.get_console()
+    shown = console.__dict__
+    rich.reconfigure(file=io.StringIO(), force_jupyter=False)
+    try:
+        yield
+    finally:
+        console.__dict__ = shown
 
 
 @contextlib.contextmanager

@@ -1,0 +1,44 @@
+"""A small MobileNetV2, trained once on 5,000 distorted MNIST images and kept in a cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import mobilenet
+import torch
+from torch import nn
+from torch.nn import functional
+
+import autocompress as ac
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
+import distorted_mnist
+from originals import trained_once
+
+EPOCHS, LEARNING_RATE = 15, 0.1
+
+
+def original(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+    """The trained MobileNetV2."""
+    torch.manual_seed(0)
+    model = mobilenet.MobileNet()
+    batches = distorted_mnist.DistortedBatches(images, labels, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    return trained_once("mnist_mobilenet", model, batches, optimizer, EPOCHS, mobilenet, distorted_mnist)
+
+
+def make_task() -> ac.Task:
+    """The task of this experiment."""
+    parts = distorted_mnist.splits()
+    return ac.Task(
+        original(*parts["train"]),
+        train=distorted_mnist.DistortedBatches(*parts["train"], seed=2),
+        valid=distorted_mnist.fixed_distortions(*parts["valid"], seed=3),
+        test=distorted_mnist.fixed_distortions(*parts["test"], seed=4),
+        loss=functional.cross_entropy,
+        metric="accuracy",
+        preprocessing=distorted_mnist.PREPROCESSING,
+        epochs=2,
+        name="MobileNetV2 on distorted MNIST",
+    )
