@@ -15,6 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
+MOST_PAIRS = 4_000_000
+"""Elements that are compared one by one."""
 
 
 class Classes:
@@ -32,8 +34,12 @@ class Classes:
 
     def join(self, one: torch.Tensor, other: torch.Tensor) -> None:
         """Elements at the same place (after broadcasting) can only go together. What meets no channel has to stay."""
-        first, second = (part.reshape(-1).numpy() for part in torch.broadcast_tensors(one, other))
-        pairs = np.unique(np.stack([first, second]), axis=1).astype(np.int64)
+        first, second = torch.broadcast_tensors(one, other)
+        if first.numel() > MOST_PAIRS:  # too many to look at: whatever meets there can only go as a whole
+            first = torch.unique(torch.cat([one.reshape(-1), other.reshape(-1)]))
+            second = first.max().expand_as(first)
+        coded = np.unique((first.reshape(-1) * self._count + second.reshape(-1)).numpy().astype(np.int64))
+        pairs = np.stack(np.divmod(coded, self._count))
         both = (pairs > 0).all(0)
         self._pairs.append(pairs[:, both])
         self.freeze(torch.from_numpy(pairs[:, ~both]), "its channels meet values that do not follow them")
