@@ -74,7 +74,7 @@ def prepare(
     task = task_of(model, calibration_data, **described)
     resolved = resolve_policy(written, structure_of(task, prunable=bool(written["pruning"])))
     candidate = TorchFramework().compress(task, resolved, config.criterion)
-    make_ready(candidate, task)
+    make_ready(candidate, task, config.fine_tuning.binarization)
     if steps is not None:
         follow_schedules(candidate.model, steps)
     prepared: nn.Module = remember(candidate, task, config)

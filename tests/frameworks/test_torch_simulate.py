@@ -364,3 +364,15 @@ def test_a_binary_scale_is_the_mean_magnitude_of_a_channel_or_of_the_layer() -> 
     share_binary_scales(model, True)
     torch.testing.assert_close(model.conv2.weight.abs(), weight.abs().mean().expand_as(weight))
     torch.testing.assert_close(model.conv2.weight.sign(), torch.where(weight < 0, -1.0, 1.0))
+
+
+def test_a_half_grown_mask_is_saved_with_how_far_it_has_grown() -> None:
+    model, other = (models.build("conv") for _ in range(2))
+    for one in (model, other):
+        simulate(one, ac.Policy({}, {"conv2": ac.LayerPolicy(8, 8, 0.75)}))
+    set_progress(model, 0.1)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.conv2.weight, model.conv2.weight)
+    settle(model), settle(other)
+    assert (model.conv2.weight == 0).float().mean() >= 0.75
+    assert torch.equal(other.conv2.weight, model.conv2.weight)

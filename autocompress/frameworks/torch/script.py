@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.frameworks.base import Candidate
+from autocompress.frameworks.base import Binarization, Candidate
 from autocompress.frameworks.torch.batches import reestimate_batch_norm
 from autocompress.frameworks.torch.calls import device_of, example_inputs
 from autocompress.frameworks.torch.finetune import calibrate_ranges
 from autocompress.frameworks.torch.framework import TorchFramework, require_plain
 from autocompress.frameworks.torch.layers import layers_of
-from autocompress.frameworks.torch.simulate import set_progress
+from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
 from autocompress.structure import Structure
 from autocompress.task import Task
 
@@ -30,8 +30,9 @@ def structure_of(task: Task, *, prunable: bool) -> Structure:
     return Structure(layers_of(copy.deepcopy(task.model), example_inputs(task, 1)), ())
 
 
-def make_ready(candidate: Candidate, task: Task) -> None:
+def make_ready(candidate: Candidate, task: Task, binarization: Binarization) -> None:
     """Batch-norm statistics of the channels that are left, and ranges of the simulated inputs, from the calibration data."""
+    share_binary_scales(candidate.model, binarization == "dorefa")
     if candidate.removed:
         reestimate_batch_norm(candidate.model, task)
     calibrate_ranges(task, candidate.model)

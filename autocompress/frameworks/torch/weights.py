@@ -25,6 +25,7 @@ class SimulatedWeight(nn.Module):
 
     Attributes:
         mask: 0 where a weight is zero; None for a dense layer. While training it grows; see `set_progress`.
+        level: how far it has grown, of MASKS.
         clip: the step as a fraction of the channel's largest weight; of a learned step, the step that it starts from.
         factor: the learned step over that which it starts from; None where the step follows the weight.
         shared_scale: 1 bit has one scale for the whole layer (DoReFa-Net) and not one per output channel (XNOR-Net).
@@ -32,6 +33,7 @@ class SimulatedWeight(nn.Module):
 
     clip: torch.Tensor
     mask: torch.Tensor | None
+    level: torch.Tensor | None
     shared_scale: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, policy: LayerPolicy, axis: int, input_axis: int = 1) -> None:
@@ -39,9 +41,9 @@ class SimulatedWeight(nn.Module):
         self.policy, self.axis, self.input_axis = policy, axis, input_axis
         self.bits = policy.weights if isinstance(policy.weights, int) else None
         self.others = tuple(i for i in range(weight.ndim) if i != axis)
-        self.masks = MASKS
         self.is_waiting = False
         self.register_buffer("mask", self._mask_of(weight, policy.sparsity) if policy.sparsity else None)
+        self.register_buffer("level", torch.tensor(MASKS, device=weight.device) if policy.sparsity else None)
         kept = self._kept(weight.detach())
         is_learned = self.bits in LEARNED_BITS
         self.register_buffer("clip", self._clip(kept, absolute=is_learned))
@@ -76,11 +78,11 @@ class SimulatedWeight(nn.Module):
     def set_progress(self, weight: torch.Tensor, fraction: float) -> None:
         """Where a training is that began at 0 and ends at 1: the mask grows, and one bit waits for the activations."""
         self.is_waiting = self.bits == 1 and fraction < BINARY_WEIGHTS_FROM
-        if self.mask is None:
+        if self.mask is None or self.level is None:
             return
         level = math.ceil(sparsity_at(fraction) * MASKS)
-        if level != self.masks:
-            self.masks = level
+        if level != int(self.level):
+            self.level.fill_(level)
             self.mask.copy_(self._mask_of(self._kept(weight), self.policy.sparsity * level / MASKS))
 
     def quantize(self, kept: torch.Tensor) -> torch.Tensor:
