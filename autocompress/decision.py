@@ -25,3 +25,8 @@ class Decision:
     def name(self) -> str:
         """The parameter's name in the study."""
         return f"{self.kind}:{self.subject}"
+
+    @property
+    def ends_whole(self) -> bool:
+        """The last choice removes a whole residual branch, and it is not the only one."""
+        return self.kind == "prune" and len(self.choices) > 1 and self.choices[-1] == 1

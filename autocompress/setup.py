@@ -218,7 +218,9 @@ def _landmarks(bench: Workbench, space: SearchSpace, failed: list[str]) -> Landm
     What could not be built is added to `failed`, in words.
     """
     int8 = bench.untrained_latency(bench.candidate(uniform_policy(bench.structure)), half_width=0.01).ms
-    points = {Plan.of(policy).key: policy for policy in (space.policy(space.level(level)) for level in (1.0, 2 / 3))}
+    whole = {d.name: len(d.choices) - 1 for d in space.decisions if d.ends_whole}
+    policies = [space.policy(point) for point in (space.level(1.0) | whole, space.level(1.0), space.level(2 / 3))]
+    points = {Plan.of(policy).key: policy for policy in policies}
     fastest = min((_latency_ms(bench, policy, failed) for policy in points.values()), default=float("inf"))
     stick = measure([yardstick(bench.target)], bench.reference, bench.reference_ms)[0]
     return Landmarks(bench.reference_ms, int8, min(fastest, int8) if _holds_int8(bench, space) else fastest, stick.ratio)

@@ -161,8 +161,11 @@ class SearchSpace:
         return point if self.policy(point) == policy else None
 
     def level(self, fraction: float) -> dict[str, int]:
-        """The point at which every decision takes the choice at `fraction` of its list (0: first, 1: last)."""
-        return {d.name: round(fraction * (len(d.choices) - 1)) for d in self.decisions}
+        """The point at which every decision takes the choice at `fraction` of its list (0: first, 1: last).
+
+        Whole branches are not among them: a network without any is another network.
+        """
+        return {d.name: round(fraction * (len(d.choices) - 1 - d.ends_whole)) for d in self.decisions}
 
 
 def load_space_spec(source: str | Mapping[str, Any]) -> SpaceSpec:

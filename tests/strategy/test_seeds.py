@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from records import STRUCTURE
 
@@ -31,6 +33,16 @@ def test_the_first_seed_compresses_least_and_the_fourth_most() -> None:
     assert policies[3].layers == dict.fromkeys(
         ["stem", "layer1.conv1", "layer1.conv2", "layer2.conv1", "head"], LayerPolicy(2, 8, 0.5)
     )
+
+
+def test_one_branch_at_a_time_goes_whole() -> None:
+    groups = tuple(dataclasses.replace(group, removable=group.name != "stem") for group in STRUCTURE.groups)
+    structure = dataclasses.replace(STRUCTURE, groups=groups)
+    space = build_space(load_space_spec({"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75, 1]}]}), structure)
+    policies = [space.policy(point).pruning for point in seeds(space)]
+    without = [[name for name, ratio in pruning.items() if ratio == 1] for pruning in policies]
+    branches = [group.name for group in groups if group.removable]
+    assert sorted(filter(None, without)) == sorted([name] for name in branches[:3])
 
 
 def test_a_space_of_two_policies_has_two_seeds() -> None:
