@@ -39,6 +39,8 @@ class FineTuning(BaseModel):
         binarization: weights of 1 bit have one scale per output channel ("xnor", XNOR-Net) or per layer ("dorefa", DoReFa-Net).
         arithmetic: "fastest" times a few steps in float32, in bfloat16 and with channels last, and takes float32 only where no
             other is clearly faster. Trainings of less than 100 steps stay in float32.
+        pruning_schedule: "one_shot" removes the channels before the training; "linear" and "exponential" let them fall silent one
+            after the other in the first third of the epochs (of two epochs and more), and remove them then.
         stop_hopeless: end a candidate that after its first epoch is hardly better than a model that ignores its input.
     """
 
@@ -51,6 +53,7 @@ class FineTuning(BaseModel):
     binarization: Literal["xnor", "dorefa"] = "xnor"
     arithmetic: Literal["f32", "fastest"] = "f32"
     stop_hopeless: bool = False
+    pruning_schedule: Literal["one_shot", "linear", "exponential"] = "one_shot"
 
 
 class CompressionConfig(BaseModel):

@@ -101,6 +101,7 @@ def tune_settings(task: Task, config: CompressionConfig) -> TuneSettings:
         binarization=override.binarization,
         arithmetic=override.arithmetic,
         stop_hopeless=override.stop_hopeless,
+        pruning_schedule=override.pruning_schedule,
     )
 
 

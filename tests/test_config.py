@@ -52,6 +52,7 @@ EVERYTHING: dict[str, Any] = {
         "binarization": "dorefa",
         "arithmetic": "fastest",
         "stop_hopeless": True,
+        "pruning_schedule": "linear",
     },
     "criterion": "l1",
     "storage": "fast",

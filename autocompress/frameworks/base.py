@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # openvino is not needed to name a framework
     from autocompress.task import Task
 
 Arithmetic = Literal["f32", "fastest"]
+PruningSchedule = Literal["one_shot", "linear", "exponential"]
 Binarization = Literal["xnor", "dorefa"]
 Progress = Callable[[float], None]
 """Called with the finished fraction of a fine-tuning."""
@@ -37,6 +38,7 @@ class TuneSettings:
     binarization: Binarization = "xnor"
     arithmetic: Arithmetic = "f32"
     stop_hopeless: bool = False
+    pruning_schedule: PruningSchedule = "one_shot"
 
 
 @dataclass

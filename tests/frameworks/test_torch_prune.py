@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.frameworks.base import TuneSettings
-from autocompress.frameworks.torch import pruning
+from autocompress.frameworks.torch import gradual, pruning
 from autocompress.frameworks.torch.calls import outputs_of
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, quiet
@@ -329,6 +330,31 @@ def test_heads_go_whole_with_the_number_that_their_module_remembers() -> None:
         torch.testing.assert_close(small(IMAGES), silent(IMAGES), rtol=1e-4, atol=1e-5)
     assert (small.blocks[0].num_heads, small.blocks[1].num_heads) == (3, 4)
     assert {frozen.name: frozen.reason for frozen in structure.frozen}["embed"]
+
+
+# channels 10, of which 8 go; exponential keeps 0.2 ^ fraction of the 10:
+#
+#   fraction       0    1/4           1/2           1
+#   linear         0    2             4             8
+#   exponential    0    10 - 6.7 = 3  10 - 4.5 = 6  10 - 2 = 8
+@pytest.mark.parametrize(("schedule", "silent"), [("linear", [0, 2, 4, 8]), ("exponential", [0, 3, 6, 8])])
+def test_channels_fall_silent_by_a_schedule(schedule: str, silent: list[int]) -> None:
+    assert [gradual.silent_channels(10, 8, fraction, schedule) for fraction in (0, 0.25, 0.5, 1)] == silent
+
+
+@pytest.mark.parametrize("schedule", ["linear", "exponential"])
+def test_gradual_pruning_ends_with_the_model_of_one_shot(schedule: Any) -> None:
+    task = models.small_task(models.build("resnet"))
+    policy = ac.Policy({"stem": 0.5, "block1.conv1": 1, "block2.conv1": 0.25}, {"block2.conv1": ac.LayerPolicy(8, 8)})
+    candidate = FRAMEWORK.compress(task, policy, "l2")
+    before = {name: tensor.shape for name, tensor in candidate.model.state_dict().items()}
+    done: list[float] = []
+    settings = TuneSettings(3, 1e-2, 0.5, pruning_schedule=schedule)
+    FRAMEWORK.fine_tune(task, candidate, settings, done.append)
+    assert {name: tensor.shape for name, tensor in candidate.model.state_dict().items()} == before
+    assert done == sorted(done)
+    assert done[-1] == 1
+    assert candidate.model(IMAGES).shape == (16, 10)
 
 
 def test_proofs_are_kept_across_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

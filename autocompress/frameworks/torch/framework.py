@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.torch.calls import example_inputs
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
+from autocompress.frameworks.torch.gradual import gradual_epochs, prune_gradually
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
@@ -91,7 +93,13 @@ class TorchFramework:
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""
-        fine_tune(task, candidate.model, settings, progress)
+        gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
+        share = gradual / settings.epochs
+        if gradual:
+            part = _part(progress, 0, share)
+            candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, part)
+            simulate(candidate.model, candidate.policy)
+        fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), _part(progress, share, 1))
 
     def save(self, candidate: Candidate, path: Path) -> None:
         """Write the candidate's weights as safetensors."""
@@ -107,6 +115,11 @@ class TorchFramework:
         codes = settle(plain)
         ranges = input_ranges(candidate.model)
         return Converted(convert(plain, self._example(task, batch)), codes, input_ranges=ranges)
+
+
+def _part(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of a part of a whole."""
+    return lambda done: progress(first + (last - first) * done)
 
 
 def require_plain(model: nn.Module) -> None:

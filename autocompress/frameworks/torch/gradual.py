@@ -1,0 +1,81 @@
+"""Pruning little by little: channels fall silent one after the other while the whole model trains, and are removed then.
+
+Zeroing the weights that read a channel equals removing it, so the model that trains is at every step a pruned one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.torch.channels import removed_slices
+from autocompress.frameworks.torch.finetune import Trainer
+from autocompress.frameworks.torch.prune import remove_channels
+from autocompress.frameworks.torch.pruning import Pruning
+from autocompress.task import Task
+
+SHARE = 1 / 3
+"""Of the epochs, in which channels fall silent; the others train what is left. With a single epoch there is none."""
+
+
+def gradual_epochs(settings: TuneSettings) -> int:
+    """How many of the epochs train the whole model."""
+    return 0 if settings.pruning_schedule == "one_shot" else round(SHARE * settings.epochs)
+
+
+def prune_gradually(
+    task: Task, pruning: Pruning, removed: Mapping[str, Sequence[int]], settings: TuneSettings, progress: Progress
+) -> nn.Module:
+    """The pruned model, trained while its channels went.
+
+    Args:
+        task: with the original model.
+        pruning: its groups and rankings.
+        removed: group → its channels that go.
+        settings: whose epochs and schedule say how long and how fast.
+        progress: told the finished fraction.
+
+    Raises:
+        DivergedError: the loss is not a number.
+    """
+    model: nn.Module = copy.deepcopy(task.model)
+    teacher = copy.deepcopy(task.model).eval()
+    trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings)), teacher)
+    order = _least_important_first(pruning, removed)
+
+    def silence() -> None:
+        fraction = min(trainer.done / trainer.steps, 1.0)
+        gone = {name: channels[: silent(name, fraction)] for name, channels in order.items()}
+        with torch.no_grad():
+            for (tensor, axis), indices in removed_slices(pruning.groups, gone, ("reads",)).items():
+                weight = model.get_parameter(tensor)
+                weight.index_fill_(axis, torch.from_numpy(indices).to(weight.device), 0)
+
+    def silent(name: str, fraction: float) -> int:
+        return silent_channels(pruning.groups[name].channels, len(order[name]), fraction, settings.pruning_schedule)
+
+    trainer.run(progress, silence)
+    remove_channels(model, pruning.groups, removed, pruning.proof.follow)
+    return model
+
+
+def silent_channels(channels: int, removed: int, fraction: float, schedule: str) -> int:
+    """How many of the channels that go are silent when a fraction of the steps is done.
+
+    linear: equally many in every step. exponential: in every step the same share of those that still speak.
+    """
+    if schedule == "linear" or removed == channels:
+        return round(removed * fraction)
+    return round(channels * (1 - math.pow(1 - removed / channels, fraction)))
+
+
+def _least_important_first(pruning: Pruning, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    scores = pruning.scores("l2")
+    return {name: [channels[i] for i in np.argsort(scores[name][list(channels)])] for name, channels in removed.items()}
