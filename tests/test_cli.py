@@ -304,7 +304,7 @@ POLICIES = {
     "unknown group": ('{"pruning": {"nowhere": 0.5}}', "'nowhere'"),
     "frozen group": ('{"pruning": {"1": 0.5}}', "output"),
     "5 bits": ('{"layers": {"1": {"weights": 5}}}', "5"),
-    "ratio": ('{"pruning": {"1": 1.5}}', "[0, 1)"),
+    "ratio": ('{"pruning": {"1": 1.5}}', "[0, 1]"),
     "unknown key": ('{"layer": {}}', "['layer']"),
     "pattern of nothing": ('{"layers": {"conv*": {"weights": 8}}}', "It has: 1"),
     "not YAML": ("{", "YAML"),
