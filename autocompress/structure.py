@@ -30,12 +30,6 @@ class Layer:
         first, second = self.weight_shape[0], self.weight_shape[1] * self.groups
         return (first, second) if "Transpose" in self.kind else (second, first)
 
-    @property
-    def is_depthwise(self) -> bool:
-        """True where each channel is filtered by itself, so that inputs and outputs go together."""
-        inputs, outputs = self.channels
-        return self.groups == inputs == outputs > 1
-
 
 @dataclass(frozen=True)
 class Group:
@@ -121,7 +115,7 @@ class Structure:
         for layer in self.layers:
             inputs, outputs = layer.channels
             kept_inputs, kept_outputs = inputs - lost_inputs.get(layer.name, 0), outputs - lost_outputs.get(layer.name, 0)
-            if layer.is_depthwise:
+            if layer.groups > 1:  # it loses whole groups, inputs and outputs alike
                 found[layer.name] = layer.macs * kept_outputs // outputs
             else:
                 found[layer.name] = layer.macs * kept_inputs * kept_outputs // (inputs * outputs)
