@@ -83,6 +83,10 @@ class Signature:
         """The signature as text, the same in every process."""
         return " ".join(str(value).replace(" ", "") for value in asdict(self).values())
 
+    def beside(self, inputs: int) -> int:
+        """The outputs of a grouped layer with so many inputs: whole groups go."""
+        return self.outputs * inputs // self.inputs
+
     def at(self, inputs: int, outputs: int, integer: bool) -> Signature:
         """The layer with other widths, in another precision. A grouped layer loses whole groups."""
         groups = max(1, self.groups * inputs // self.inputs)
@@ -151,7 +155,8 @@ def _layer(source: ov.Node, layer: Signature, generator: np.random.Generator) ->
     shape = (first, second, *layer.kernel)
     if layer.operation.startswith("Group"):
         shape = (groups, first // groups, second // groups, *layer.kernel)
-    weight = _weight(shape, layer.integer, generator, layer.is_transposed)
+    channels = (0, 2 if layer.is_transposed else 1) if len(shape) > 2 + len(layer.kernel) else (int(layer.is_transposed),)
+    weight = _weight(shape, layer.integer, generator, channels)
     make: Any = {
         "Convolution": ops.convolution,
         "GroupConvolution": ops.group_convolution,
@@ -183,13 +188,15 @@ def _quantized(node: ov.Node, integer: bool) -> ov.Node:
     return ops.fake_quantize(node, low, high, low, high, LEVELS)
 
 
-def _weight(shape: tuple[int, ...], integer: bool, generator: np.random.Generator, transposed: bool = False) -> ov.Node:
-    """A float constant, or codes with a step per output channel, as `precision.place_precision` writes them."""
+def _weight(shape: tuple[int, ...], integer: bool, generator: np.random.Generator, channels: tuple[int, ...] = (0,)) -> ov.Node:
+    """A float constant, or codes with a step per output channel, as `precision.place_precision` writes them.
+
+    The output channels lie along the axes `channels`: of a grouped layer along groups and outputs of a group.
+    """
     if not integer:
         return ops.constant(_normal(generator, shape))
-    axis = 1 if transposed else 0
     codes = ops.constant(generator.integers(-127, 128, shape).astype(np.int8))
-    steps = np.full([n if i == axis else 1 for i, n in enumerate(shape)], 1 / 127 / np.sqrt(np.prod(shape[1:])), np.float32)
+    steps = np.full([n if i in channels else 1 for i, n in enumerate(shape)], 1 / 127 / np.sqrt(np.prod(shape[1:])), np.float32)
     return ops.multiply(ops.convert(codes, np.float32), ops.constant(steps))
 
 

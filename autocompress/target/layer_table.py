@@ -79,8 +79,8 @@ class LayerTable:
 
     def _between(self, original: Signature, inputs: int, outputs: int, integer: bool) -> float:
         rows, columns = self.widths[original]
-        if original.is_depthwise:
-            return float(np.interp(inputs, rows, [self.times[original.at(n, n, integer)] for n in rows]))
+        if original.groups > 1:
+            return float(np.interp(inputs, rows, [self.times[original.at(n, original.beside(n), integer)] for n in rows]))
         means = [np.interp(outputs, columns, [self.times[original.at(n, m, integer)] for m in columns]) for n in rows]
         return float(np.interp(inputs, rows, means))
 
@@ -129,7 +129,7 @@ def _cached(path: Path) -> dict[str, float]:
 def _layers(original: Signature, grid: Widths) -> list[Signature]:
     """A layer at the widths of its grid, in both precisions."""
     inputs, outputs = grid
-    pairs = [(n, n) for n in inputs] if original.is_depthwise else [(n, m) for n in inputs for m in outputs]
+    pairs = [(n, original.beside(n)) for n in inputs] if original.groups > 1 else [(n, m) for n in inputs for m in outputs]
     return [original.at(n, m, integer) for n, m in pairs for integer in (False, True)]
 
 
@@ -173,8 +173,8 @@ def _reachable(
     for name, signatures in nodes.items():
         for layer in signatures:
             inputs, outputs = found.setdefault(layer, (set(), set()))
-            inputs |= {layer.inputs - count for count in lost[name][0]}
-            outputs |= {layer.outputs - count for count in lost[name][1]}
+            inputs |= {layer.inputs - count for count in lost[name][0] if count < layer.inputs}  # what is gone takes no time
+            outputs |= {layer.outputs - count for count in lost[name][1] if count < layer.outputs}
     return {layer: (tuple(sorted(inputs)), tuple(sorted(outputs))) for layer, (inputs, outputs) in found.items()}
 
 

@@ -279,3 +279,21 @@ def test_what_is_cached_is_found_again_and_what_is_damaged_is_not(tmp_path: Path
 def test_a_key_names_one_fingerprint() -> None:
     one, two = (fingerprint(ac.Target(threads=threads)) for threads in (1, 2))
     assert key_of(one) == key_of(fingerprint(ac.Target())) != key_of(two)
+
+
+def test_a_layer_that_vanishes_takes_no_time() -> None:
+    task, _, predictor = predictor_of("resnet")
+    policy = ac.Policy({"block1.conv1": 1.0})
+    assert predictor.estimate(policy).macs == sum(FRAMEWORK.compress(task, policy, "l2").macs.values())
+    one_channel = ac.Policy({"block1.conv1": 0.9375})
+    assert predictor.features(policy)[0] < predictor.features(one_channel)[0] < predictor.features(ac.Policy())[0]
+
+
+def test_a_table_is_built_for_whole_branches_and_grouped_layers(tmp_path: Path) -> None:
+    for kind in ("resnet", "grouped"):
+        _, structure, graph = parts(kind)
+        ratios = {group.name: (0.0, 0.5, 1.0) for group in structure.groups}
+        table = build_table(graph, structure, ratios, fingerprint(ac.Target()), folder=tmp_path)
+        predictor = Predictor(table, structure, graph)
+        whole = ac.Policy({group.name: 1.0 for group in structure.groups if group.removable})
+        assert predictor.ratio(whole) <= predictor.ratio(ac.Policy())
