@@ -135,10 +135,10 @@ class Rules:
 
     def _move(self, name: str, func: Any, args: Any, kwargs: Any, tensors: Labelled, outputs: Any) -> Result:
         """Run the operation on the labels. A view becomes a reshape, which does not ask for strides."""
-        moved = _replaced(args, lambda tensor: self._whole(tensor))
+        moved = _replaced(args, self._whole)
         if name in ("view", "_unsafe_view", "_reshape_alias", "reshape", "_reshape_copy"):
             return [compressed(moved[0].reshape(outputs[0].shape))]
-        if name == "index" or name in ("gather", "index_select"):
+        if name in ("index", "gather", "index_select"):  # by indices that have no labels
             moved = (moved[0], *args[1:])
         found = func(*moved, **kwargs)
         return [compressed(label) for label in (found if isinstance(found, list | tuple) else [found])]
@@ -252,7 +252,8 @@ class Rules:
         if a is None or b is None:
             return a if b is None else b
         self.classes.join(a, b)
-        return compressed(torch.where(*(lambda x, y: (y > 0, y, x))(*torch.broadcast_tensors(a, b))))
+        a, b = torch.broadcast_tensors(a, b)
+        return compressed(torch.where(b > 0, b, a))
 
     def _attention(self, name: str, func: Any, args: Any, kwargs: Any, tensors: Labelled, outputs: Any) -> Result:
         """softmax(q kᵀ) v, element by element of heads."""
