@@ -37,7 +37,8 @@ def main() -> int:
     for name, model, expected in cases(target, known):
         start = time.perf_counter()
         explanation = explain(model, target, known)
-        named = [finding.reason for finding in (explanation.findings if name in prepared.NOTED else explanation.faults)]
+        noted = expected in {reason for _, reason in prepared.NOTED.values()}
+        named = [finding.reason for finding in (explanation.findings if noted else explanation.faults)]
         wrong += named != ([expected] if expected else [])
         shown = ", ".join(named) or "nothing"
         print(f"{name:<50}{expected or 'nothing':<24}{shown:<40}{time.perf_counter() - start:>8.1f}", flush=True)
