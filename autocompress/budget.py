@@ -92,12 +92,13 @@ def parse_share(text: str) -> float:
     """The share of the original's multiply-accumulates that may be left, written `50%` or `0.5x`.
 
     Raises:
-        ConfigError: it does not parse, or is not positive.
+        ConfigError: it does not parse, or is not between 0 and 100 %.
     """
     match = _RELATIVE.match(text.strip().lower())
-    if not match or match[3] == "int8" or float(match[1]) <= 0:
-        raise ConfigError("A MACs target is a fraction of the original's", repr(text), "Write 50% or 0.5x.")
-    return float(match[1]) / (100 if match[2] == "%" else 1)
+    share = float(match[1]) / (100 if match[2] == "%" else 1) if match and match[3] != "int8" else 0.0
+    if not 0 < share < 1:
+        raise ConfigError("A MACs target is a fraction of the original's, between 0 and 100 %", repr(text), "Write 50% or 0.5x.")
+    return share
 
 
 def parse_duration(text: str | float) -> float:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.budget import Budget, Drop, parse_duration
+from autocompress.budget import Budget, Drop, parse_duration, parse_share
 from autocompress.errors import ConfigError
 from autocompress.metrics import METRICS
 
@@ -98,3 +98,14 @@ def test_a_duration_in_seconds(text: str | float, seconds: float) -> None:
 def test_what_is_not_a_positive_duration_is_refused(text: str | float) -> None:
     with pytest.raises(ConfigError, match=r"positive duration.*Write 90s, 8m or 1\.5h"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("50%", 0.5), ("0.25x", 0.25)])
+def test_a_share_of_the_multiply_accumulates(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["0%", "100%", "150%", "1.2x", "-5%", "half", "5", "70% of int8"])
+def test_a_share_is_less_than_the_whole(text: str) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 100 %"):
+        parse_share(text)
