@@ -17,7 +17,7 @@ import numpy as np
 import openvino as ov
 import torch
 from networks import Network
-from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced, silent_weights
+from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced_outputs
 from torch import nn
 
 from autocompress.device import Target
@@ -174,10 +174,13 @@ class Chain:
         weights = sum(p.numel() for name in touched for p in self.original.get_submodule(name).parameters(recurse=False))
         self.row.share = weights / sum(p.numel() for p in self.original.parameters())
         self._require_removal(lost_outputs)
-        outputs = self._outputs(self.pruned, {})
-        self.row.error = difference(outputs, self._outputs(self.original, self.lost))
+        outputs = silenced_outputs(self.pruned.eval(), {}, self._run)
+        self.row.error = difference(outputs, silenced_outputs(self.original, self.lost, self._run))
         others = other_channels(self.original, self.lost)
-        self.row.control = difference(outputs, self._outputs(self.original, others)) / TOLERANCE
+        self.row.control = difference(outputs, silenced_outputs(self.original, others, self._run)) / TOLERANCE
+
+    def _run(self, model: nn.Module) -> list[torch.Tensor]:
+        return outputs_of(call(model, self.example))
 
     def _require_removal(self, lost_outputs: Channels) -> None:
         for group in self.structure.groups:
@@ -186,17 +189,6 @@ class Chain:
                 wanted = group.removed(RATIO) * group.width(layer)
                 if found < wanted:
                     raise ValueError(f"{layer} lost {found} channels, {wanted} were to go")
-
-    def _outputs(self, model: nn.Module, lost: Channels) -> list[torch.Tensor]:
-        """The outputs with some input channels of layers zeroed."""
-        with torch.no_grad():
-            with silenced(model.eval(), lost) as called:
-                outputs = outputs_of(call(model, self.example))
-            if called == lost.keys():
-                return outputs
-            model = silent_weights(model, {name: channels for name, channels in lost.items() if name not in called})
-            with silenced(model, lost):
-                return outputs_of(call(model, self.example))
 
     def verdict(self) -> str:
         """The status of a network that came to the end."""

@@ -148,14 +148,14 @@ def summary(rows: Sequence[Row]) -> tuple[bool, str]:
 def main(options: Any) -> int:
     """Print a line for each network and the summary; 1 if a bound is broken."""
     networks = timm_networks() + transformers_networks()
-    if options.models:
-        wanted = options.models.split(",")
-        networks = [network for network in networks if network.name in wanted]
     order = {network.name: place for place, network in enumerate(networks)}
+    rows = read(options.out) if options.resume else {}
+    wanted = options.models.split(",") if options.models else order.keys() - rows.keys()
+    if unknown := set(wanted) - order.keys():
+        raise SystemExit(f"unknown networks: {', '.join(sorted(unknown))}; known: {', '.join(order)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no child outlives this process
     packages()  # imported once: importing is not a network's time
-    rows = {name: row for name, row in read(options.out).items() if name in order} if options.resume else {}
-    for row in run([network for network in networks if network.name not in rows], options.jobs):
+    for row in run([network for network in networks if network.name in wanted], options.jobs):
         rows[row.model] = row
         print(row.line(), flush=True)
         write(options.out, sorted(rows.values(), key=lambda row: order[row.model]))
@@ -166,8 +166,8 @@ def main(options: Any) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="names, separated by commas; all by default")
+    parser.add_argument("--models", help="names, separated by commas; by default all that have no row yet")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that the CSV already has")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the CSV already has; --models are run again")
     parser.add_argument("--out", type=Path, default=OUT)
     sys.exit(main(parser.parse_args()))

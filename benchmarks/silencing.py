@@ -9,17 +9,17 @@ transformers, a linear layer whose weight lies the other way round.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 Convolution = nn.modules.conv._ConvNd
 Channels = dict[str, torch.Tensor]
 """Layer name → channel numbers of the original."""
+Outputs = list[torch.Tensor]
 
 
 def perturbed(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -57,9 +57,10 @@ def lost_channels(original: nn.Module, pruned: nn.Module) -> tuple[Channels, Cha
     Raises:
         ValueError: a weight of the pruned module is none of the original's.
     """
-    inputs, outputs = {}, {}
+    inputs: Channels = {}
+    outputs: Channels = {}
     for name, module in original.named_modules():
-        if not isinstance(module, Convolution | nn.Linear | Conv1D):
+        if not (isinstance(module, Convolution | nn.Linear) or _is_turned(module)):
             continue
         before, after = _as_matrix(module), _as_matrix(pruned.get_submodule(name))
         if before.shape == after.shape:
@@ -72,13 +73,22 @@ def lost_channels(original: nn.Module, pruned: nn.Module) -> tuple[Channels, Cha
         group = output // (before.shape[0] // groups)
         inputs[name] = _others(groups * before.shape[1], group * before.shape[1] + column)
         outputs[name] = _others(before.shape[0], output)
-    return ({name: lost for name, lost in found.items() if len(lost)} for found in (inputs, outputs))  # type: ignore[return-value]
+    return _not_empty(inputs), _not_empty(outputs)
+
+
+def _not_empty(lost: Channels) -> Channels:
+    return {name: channels for name, channels in lost.items() if len(channels)}
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """True for the linear layer of transformers whose weight is (input, output)."""
+    return type(module).__name__ == "Conv1D"
 
 
 def _as_matrix(module: Any) -> torch.Tensor:
     """The first weight of each kernel, as (output, input within its group)."""
     weight = module.weight.detach()
-    if isinstance(module, Conv1D):
+    if _is_turned(module):
         return weight.T
     weight = weight.reshape(*weight.shape[:2], -1)[:, :, 0]
     if getattr(module, "transposed", False):
@@ -90,8 +100,8 @@ def _as_matrix(module: Any) -> torch.Tensor:
 
 def _places(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column at which each value of `after` stood."""
-    values, order = before.reshape(-1).sort()
-    wanted = after.reshape(-1)
+    values, order = before.contiguous().reshape(-1).sort()
+    wanted = after.reshape(-1).contiguous()
     found = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
     if not torch.equal(values[found], wanted):
         raise ValueError("the pruned weights are not the original's")
@@ -114,14 +124,27 @@ def other_channels(model: nn.Module, lost: Channels, seed: int = 2) -> Channels:
     return chosen
 
 
+def silenced_outputs(model: nn.Module, lost: Channels, run: Callable[[nn.Module], Outputs]) -> Outputs:
+    """What `run` gives for the module with these input channels of its layers zeroed.
+
+    Layers whose weights are used without calling them get zeros in those weights.
+    """
+    with torch.no_grad(), _zeroing(model, lost) as called:
+        outputs = run(model)
+    if called == lost.keys():
+        return outputs
+    model = copy.deepcopy(model)
+    with torch.no_grad(), _zeroing(model, lost):
+        for name in lost.keys() - called:
+            _as_matrix(model.get_submodule(name))[:, lost[name]] = 0
+        return run(model)
+
+
 @contextmanager
-def silenced(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> Iterator[set[str]]:
-    """Zero these input channels of layers on their way in. Gives the names of the layers that were called."""
-    hooks, called = [], set[str]()
-    for name, channels in lost.items():
-        module: Any = model.get_submodule(name)
-        axis = -1 - len(getattr(module, "kernel_size", ()))
-        hooks.append(module.register_forward_pre_hook(_zeroing(name, channels, axis, called)))
+def _zeroing(model: nn.Module, lost: Channels) -> Iterator[set[str]]:
+    """Zero input channels of layers while the context lasts. Gives the names of the layers that were called."""
+    called: set[str] = set()
+    hooks = [model.get_submodule(name).register_forward_pre_hook(_hook(name, lost[name], called)) for name in lost]
     try:
         yield called
     finally:
@@ -129,32 +152,24 @@ def silenced(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> Iterator[set
             hook.remove()
 
 
-def _zeroing(name: str, channels: torch.Tensor, axis: int, called: set[str]) -> Any:
-    def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _hook(name: str, channels: torch.Tensor, called: set[str]) -> Any:
+    def zero(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         called.add(name)
         if _inputs(module) == getattr(module, "groups", 1) > 1:  # depthwise: it passes on what others read
             return inputs
+        axis = -1 - len(getattr(module, "kernel_size", ()))
         return (inputs[0].index_fill(axis, channels, 0), *inputs[1:])
 
-    return hook
-
-
-def silent_weights(model: nn.Module, lost: Mapping[str, torch.Tensor]) -> nn.Module:
-    """A copy in which the weights that read these channels are zero: for layers whose weights are used without calling them."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, channels in lost.items():
-            _as_matrix(model.get_submodule(name))[:, channels] = 0
-    return model
+    return zero
 
 
 def _inputs(module: Any) -> int:
-    if isinstance(module, Conv1D):
+    if _is_turned(module):
         return int(module.weight.shape[0])
     return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)
 
 
-def difference(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+def difference(actual: Outputs, expected: Outputs) -> float:
     """The largest difference of outputs, relative to each one's range; infinite if shapes differ, NaN if a value is."""
     if [tensor.shape for tensor in actual] != [tensor.shape for tensor in expected]:
         return float("inf")
