@@ -94,7 +94,11 @@ class Rules:
         if rule is None:
             self._freeze(tensors, f"what the operation {plain} does to its channels is not known")
             return nothing
-        found = rule(plain, func, args, kwargs, tensors, outputs)
+        try:
+            found = rule(plain, func, args, kwargs, tensors, outputs)
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):  # a form of it that the rule does not know
+            self._freeze(tensors, f"what the operation {plain} does to its channels could not be followed")
+            return nothing
         return found if len(found) == len(outputs) else [*found, *nothing][: len(outputs)]
 
     def freeze_values(self, tensors: Sequence[torch.Tensor], reason: str) -> None:
