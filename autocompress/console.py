@@ -114,7 +114,7 @@ def front_table(front: pd.DataFrame, metric: str, has_test: bool) -> Table:
         half_interval = (row["latency_high_ms"] - row["latency_low_ms"]) / 2
         table.add_row(
             str(row["trial"]),
-            row["source"].removeprefix("baseline:"),
+            row["source"].removeprefix("baseline:").removeprefix("workflow:"),
             f"{row['accuracy_valid']:.4f}",
             *((f"{row['accuracy_test']:.4f}",) if has_test else ()),
             f"{row['latency_ms']:.4g}",

@@ -60,7 +60,8 @@ class GlobalMode:
         def cost(ratios: Mapping[str, float]) -> float:
             return structure.macs_share(self._policy(ratios).pruning)
 
-        policy = self._policy(global_ratios(structure, self._scores, self.space.steps, cost, share, self._limits))
+        found = global_ratios(structure, self._scores, self.space.steps, cost, share, self._limits, self._branches)
+        policy = self._policy(found)
         self._say_found(policy)
         return policy
 
@@ -128,7 +129,12 @@ class GlobalMode:
 
     @cached_property
     def _limits(self) -> dict[str, float]:
-        return {d.subject: d.choices[-1] for d in self.space.decisions if d.kind == "prune"}
+        """Group → the largest ratio that leaves any of it."""
+        return {d.subject: max(r for r in d.choices if r < 1) for d in self.space.decisions if d.kind == "prune"}
+
+    @cached_property
+    def _branches(self) -> set[str]:
+        return {d.subject for d in self.space.decisions if d.kind == "prune" and d.choices[-1] == 1}
 
     @cached_property
     def _scores(self) -> dict[str, NDArray[np.float64]]:
@@ -138,7 +144,7 @@ class GlobalMode:
 
     @cached_property
     def _ladders(self) -> dict[str, Ladder]:
-        return ladders_of(self.bench.structure, self._scores, self.space.steps, self._limits)
+        return ladders_of(self.bench.structure, self._scores, self.space.steps, self._limits, self._branches)
 
     def _predictor(self) -> Predictor:
         """Of the original's layers, timed at the widths that can be reached."""

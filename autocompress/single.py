@@ -22,8 +22,8 @@ from autocompress.watch import Watcher
 NO_SPACE: dict[str, Any] = {}
 MOST_PRUNED = 0.9
 """The largest ratio of a group: with fewer channels than a tenth hardly anything gets through."""
-GLOBAL_SPACE: dict[str, Any] = {"pruning": [{"ratios": [0, MOST_PRUNED]}]}
-"""Which groups are pruned to meet a target, and how far at most."""
+GLOBAL_SPACE: dict[str, Any] = {"pruning": [{"ratios": [0, MOST_PRUNED, 1]}]}
+"""Which groups are pruned to meet a target, and how far at most; residual branches may go whole."""
 
 
 def compress(

@@ -89,9 +89,9 @@ class Workflow(TimedRun):
 
     def _is_finished(self, step: str) -> bool:
         """True where a resumed run has the step's trial already, whatever its limits are now."""
-        known = True if step == QAT else self.budget_ms is not None and found_before(self.folder, self.budget_ms)
-        key = Plan.of(self._policy(step)).key if known else None
-        return any(record.key == key and record.state == State.COMPLETE for record in self.folder.records())
+        policy = self._policy(step) if step == QAT else found_before(self.folder, self.budget_ms or 0.0)
+        complete = {record.key for record in self.folder.records() if record.state == State.COMPLETE}
+        return policy is not None and Plan.of(policy).key in complete
 
     @property
     def _drop(self) -> Drop:

@@ -3,12 +3,14 @@
 A group's importance is what its channels' scores add up to, so what counts is the share of it that is left. A signal passes
 through the groups one after the other; what remains of it is taken to be the product of their shares, and the loss of a removal
 is the logarithm of the share that it leaves. Scores of two groups are never compared, only shares. The same channels weigh more
-the fewer are left, so no group is emptied while others stay whole.
+the fewer are left, so no group is emptied while others stay whole. For the same reason residual branches go whole only where no
+channel saves anything any more. On a ResNet-8 a branch whose shortcut was taken to carry half of the signal went first, and cost
+five times the accuracy that channels of the same latency did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,7 @@ def global_ratios(
     cost: Cost,
     target: float,
     limits: Mapping[str, float] | None = None,
+    branches: Collection[str] = (),
 ) -> dict[str, float]:
     """The ratios at which a target is met.
 
@@ -62,6 +65,7 @@ def global_ratios(
         cost: of the pruned model, relative to the original.
         target: the highest cost that is allowed.
         limits: group name → its largest ratio; by default a step of channels is left.
+        branches: inner groups of residual branches that may also be removed whole, as a last resort.
 
     Returns:
         Group name → ratio, without the groups that stay whole.
@@ -69,7 +73,7 @@ def global_ratios(
     Raises:
         ConfigError: the target is below what the smallest model costs, which the message tells.
     """
-    ladders = ladders_of(structure, scores, steps, limits)
+    ladders = ladders_of(structure, scores, steps, limits, branches)
     smallest = float("inf")
     for rungs, reached in _climb(ladders, cost):
         if reached <= target:
@@ -93,23 +97,26 @@ def ladders_of(
     scores: Mapping[str, ArrayLike],
     steps: Mapping[str, int],
     limits: Mapping[str, float] | None = None,
+    branches: Collection[str] = (),
 ) -> dict[str, Ladder]:
-    """The ladder of every group that has scores."""
+    """The ladder of every group that has scores; see `global_ratios` for the meaning of the rest."""
     found = {}
     for group in structure.groups:
         if group.name in scores:
             ratios = reachable_ratios(group.channels, steps.get(group.name, 1), (limits or {}).get(group.name, 1.0))
-            removed = [group.removed(ratio) for ratio in ratios]
-            found[group.name] = Ladder(ratios, _losses(np.asarray(scores[group.name], dtype=float), removed))
+            if group.removable and group.name in branches:
+                ratios = (*ratios, 1.0)
+            left = _shares_left(np.asarray(scores[group.name], dtype=float), [group.removed(ratio) for ratio in ratios])
+            found[group.name] = Ladder(ratios, -np.log(np.maximum(left, np.finfo(float).tiny)))
     return found
 
 
-def _losses(scores: NDArray[np.float64], removed: list[int]) -> NDArray[np.float64]:
-    """Minus the logarithm of the share of importance that is left when the least important channels are removed."""
+def _shares_left(scores: NDArray[np.float64], removed: list[int]) -> NDArray[np.float64]:
+    """Shares of the importance that are left when so many of the least important channels are removed."""
     total = scores.sum()
     shares = np.sort(scores) / total if total > 0 else np.full(len(scores), 1 / len(scores))
     left: NDArray[np.float64] = 1 - np.concatenate([[0.0], np.cumsum(shares)])[removed]
-    return -np.log(np.maximum(left, np.finfo(float).tiny))
+    return left
 
 
 def _climb(ladders: Mapping[str, Ladder], cost: Cost) -> Iterator[tuple[dict[str, int], float]]:

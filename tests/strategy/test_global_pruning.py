@@ -20,11 +20,13 @@ from autocompress.structure import Group, Layer, Structure
 FRAMEWORK = TorchFramework()
 
 
-def chain(*widths: int, positions: int = 1) -> Structure:
-    """Linear layers in a row, 4 inputs and 3 outputs; every width between is a group."""
+def chain(*widths: int, removable: tuple[str, ...] = ()) -> Structure:
+    """Linear layers in a row, 4 inputs and 3 outputs; every width between is a group, some are inside a branch."""
     sizes = [4, *widths, 3]
-    layers = [Layer(f"l{i}", "Linear", (b, a), positions * a * b) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
-    groups = [Group(f"l{i}", width, (f"l{i}",), ((f"l{i + 1}", 1),)) for i, width in enumerate(widths)]
+    layers = [Layer(f"l{i}", "Linear", (b, a), a * b) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
+    groups = [
+        Group(f"l{i}", width, (f"l{i}",), ((f"l{i + 1}", 1),), removable=f"l{i}" in removable) for i, width in enumerate(widths)
+    ]
     return Structure(tuple(layers), tuple(groups))
 
 
@@ -197,6 +199,22 @@ def test_a_group_that_saves_nothing_comes_last() -> None:
     assert path[3] == {"l1": 0.75}
     assert path[-1] == {"l0": 0.75, "l1": 0.75}
     assert len(path) == 7
+
+
+def test_a_branch_goes_whole_only_where_no_channel_can_go() -> None:
+    structure = chain(4, 4, removable=("l0",))
+    scores = {"l0": np.ones(4), "l1": np.ones(4)}
+
+    def cost(pruning: Mapping[str, float]) -> float:
+        return macs_share(structure, pruning)
+
+    path = list(pruning_path(ladders_of(structure, scores, {}, branches={"l0"}), cost))
+    assert path[-2:] == [{"l0": 0.75, "l1": 0.75}, {"l0": 1.0, "l1": 0.75}]
+    assert structure.macs(path[-1]) == {"l0": 0, "l1": 0, "l2": 3}
+    assert global_ratios(structure, scores, {}, cost, cost(path[-2]), branches={"l0"}) == path[-2]
+    with pytest.raises(ConfigError, match="smallest"):
+        global_ratios(structure, scores, {}, cost, 0.17)
+    assert global_ratios(structure, scores, {}, cost, 0.17, branches={"l0"}) == {"l0": 1.0, "l1": 0.5}  # some is given back
 
 
 def test_models_on_the_path_are_nested() -> None:
