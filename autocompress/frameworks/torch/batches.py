@@ -30,19 +30,12 @@ def training_batches(task: Task, model: nn.Module, generator: np.random.Generato
 
 def batch_count(task: Task) -> int:
     """Training batches in one pass."""
-    split = task.splits["train"]
-    if split.is_arrays:
-        return max(1, -(-(split.length or 0) // split.batch_size))
-    try:
-        return len(split.source)
-    except TypeError:  # a loader of an iterable data set does not know
-        return sum(1 for _ in split.source)
+    return task.splits["train"].batch_count
 
 
 def comes_alone(task: Task) -> bool:
     """True where the training data come one sample at a time."""
-    split = task.splits["train"]
-    return (split.batch_size if split.is_arrays else getattr(split.source, "batch_size", None)) == 1
+    return task.splits["train"].comes_alone
 
 
 def batch_norms(model: nn.Module) -> list[Any]:
