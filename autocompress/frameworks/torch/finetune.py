@@ -12,10 +12,10 @@ from torch import nn
 from autocompress.data import Batch
 from autocompress.errors import DivergedError
 from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.hopeless import Prospects
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, fastest_arithmetic
 from autocompress.frameworks.torch.batches import batch_count, batch_norms, comes_alone, training_batches
-from autocompress.frameworks.torch.calls import device_of
-from autocompress.frameworks.torch.hopeless import Prospects
+from autocompress.frameworks.torch.calls import device_of, predicted
 from autocompress.frameworks.torch.losses import Objective
 from autocompress.frameworks.torch.optimize import default_optimizer, schedule_of
 from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
@@ -74,7 +74,8 @@ class Trainer:
             DivergedError: the loss is not a number.
             HopelessError: the settings ask for an early end, and the first epoch was in vain.
         """
-        prospects = Prospects(self.task, self.teacher) if self.settings.stop_hopeless and self.settings.epochs > 1 else None
+        watched = self.settings.stop_hopeless and self.settings.epochs > 1
+        prospects = Prospects(self.task, self.teacher, predicted) if watched else None
         for epoch in range(self.settings.epochs):
             self._to_training_mode()
             for batch in self.batches():

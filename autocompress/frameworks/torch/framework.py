@@ -19,10 +19,11 @@ from torch.nn.utils import parametrize
 from autocompress.data import Inputs
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.frameworks.torch.calls import example_inputs, predicted
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
-from autocompress.frameworks.torch.gradual import gradual_epochs, prune_gradually
+from autocompress.frameworks.torch.gradual import prune_gradually
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning

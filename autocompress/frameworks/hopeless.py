@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from torch import nn
+from numpy.typing import NDArray
 
-from autocompress.data import join
+from autocompress.data import Inputs, join
 from autocompress.errors import HopelessError, TaskError
-from autocompress.frameworks.torch.calls import predicted
 from autocompress.task import Task
 
 SAMPLES = 512
 """Of the validation data; they decide only whether a model has learned anything."""
 LEAST_SHARE = 0.1
+
+Predicted = Callable[[Any, Iterable[Inputs]], list[NDArray[Any]]]
+"""From a framework's model and batches of inputs to its outputs."""
 
 
 class Prospects:
@@ -24,7 +27,8 @@ class Prospects:
     it is above that by a tenth of what the original is.
     """
 
-    def __init__(self, task: Task, teacher: nn.Module) -> None:
+    def __init__(self, task: Task, teacher: Any, predicted: Predicted) -> None:
+        self.predicted = predicted
         self.task, self.batches, seen = task, [], 0
         for batch in task.splits["valid"].numpy():
             self.batches.append(batch)
@@ -39,7 +43,7 @@ class Prospects:
         except TaskError:  # a metric that has no value for constant outputs
             self.floor = -np.inf
 
-    def require(self, model: nn.Module) -> None:
+    def require(self, model: Any) -> None:
         """Look at a model after its first epoch; it is left in evaluation mode.
 
         Raises:
@@ -53,8 +57,8 @@ class Prospects:
                 f"model that ignores its input has {floor:.4g} and the original {original:.4g}."
             )
 
-    def _outputs(self, model: nn.Module) -> list[Any]:
-        return predicted(model, (batch.inputs for batch in self.batches))
+    def _outputs(self, model: Any) -> list[Any]:
+        return self.predicted(model, (batch.inputs for batch in self.batches))
 
     def _score(self, outputs: list[Any]) -> float:
         predictions = outputs[0] if len(outputs) == 1 else tuple(outputs)
