@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from autocompress import grids
+from autocompress.frameworks.keras.straight import differentiated, read
 from autocompress.frameworks.keras.weights import PACKAGE, SMALLEST_FACTOR
 
 RANGE_MOMENTUM = 0.05
@@ -71,7 +71,7 @@ class SimulatedInput(keras.layers.Layer):
         lowest, highest = -zero, self.largest_code - zero
         if not self.is_learned:
             return _on_levels(value, step, lowest, highest)
-        return _on_learned_levels(value, ops.convert_to_tensor(self.factor), step, lowest, highest)
+        return _on_learned_levels(value, read(self.factor), step, lowest, highest)
 
     def forget(self) -> None:
         """Be as if no batch had been seen, unless the range was learned."""
@@ -100,11 +100,11 @@ class SimulatedInput(keras.layers.Layer):
         return shape
 
     def _step_and_zero(self) -> tuple[Any, Any]:
-        low, high = ops.convert_to_tensor(self.low), ops.convert_to_tensor(self.high)
+        low, high = read(self.low), read(self.high)
         if self.bits == 8:
             low = ops.where(low < 0, -high * 128 / 127, low)
         step = (high - low) / self.largest_code
-        factor = ops.maximum(ops.convert_to_tensor(self.factor), SMALLEST_FACTOR) if self.is_learned else 1.0
+        factor = ops.maximum(read(self.factor), SMALLEST_FACTOR) if self.is_learned else 1.0
         return step * factor, ops.round(-low / step)
 
     def _observe(self, value: Any, found: tuple[Any, Any]) -> None:
@@ -146,41 +146,32 @@ def _upper_level(value: Any) -> Any:
     return high
 
 
+@differentiated
 def _on_levels(value: Any, step: Any, lowest: Any, highest: Any) -> Any:
     """The nearest level, with a gradient of 1 inside the range."""
+    codes = ops.clip(ops.round(value * (1 / step)), lowest, highest)
 
-    @ops.custom_gradient
-    def quantized(value: Any) -> Any:
-        codes = ops.clip(ops.round(value * (1 / step)), lowest, highest)
+    def gradients(gradient: Any) -> Any:
+        return _pass_inside(gradient, value, step, lowest, highest), *map(ops.zeros_like, (step, lowest, highest))
 
-        def gradient(*upstream: Any, **named: Any) -> Any:
-            return _pass_inside(named.get("upstream", upstream[0] if upstream else None), value, step, lowest, highest)
-
-        return codes * step, gradient
-
-    return quantized(value)
+    return codes * step, gradients
 
 
+@differentiated
 def _on_learned_levels(value: Any, factor: Any, step: Any, lowest: Any, highest: Any) -> Any:
     """The same with a step that learns; see `_on_learned_grid` in weights.py."""
-    count = math.prod(value.shape[1:]) if None not in value.shape[1:] else ops.size(value[0])
-    balance = ops.sqrt(ops.cast(count, "float32") * (highest - lowest))
+    scaled = value / step
+    codes = ops.clip(ops.round(scaled), lowest, highest)
 
-    @ops.custom_gradient
-    def quantized(value: Any, factor: Any) -> Any:
-        scaled = value / step
-        codes = ops.clip(ops.round(scaled), lowest, highest)
+    def gradients(gradient: Any) -> Any:
+        passed = _pass_inside(gradient, value, step, lowest, highest)
+        # inside the range the step's gradient is (code - scaled), outside it is the code
+        towards = ops.sum(gradient * codes) - ops.sum(passed * scaled)
+        balance = ops.sqrt(ops.cast(ops.size(value[0]), "float32") * (highest - lowest))
+        learned = towards / balance * ops.maximum(factor, SMALLEST_FACTOR) / step
+        return passed, learned, *map(ops.zeros_like, (step, lowest, highest))
 
-        def gradients(*upstream: Any, **named: Any) -> Any:
-            gradient = named.get("upstream", upstream[0] if upstream else None)
-            passed = _pass_inside(gradient, value, step, lowest, highest)
-            # inside the range the step's gradient is (code - scaled), outside it is the code
-            towards = ops.sum(gradient * codes) - ops.sum(passed * scaled)
-            return passed, towards / balance * ops.maximum(factor, SMALLEST_FACTOR) / step
-
-        return codes * step, gradients
-
-    return quantized(value, factor)
+    return codes * step, gradients
 
 
 def _pass_inside(gradient: Any, value: Any, step: Any, lowest: Any, highest: Any) -> Any:

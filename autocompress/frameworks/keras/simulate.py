@@ -15,6 +15,7 @@ from keras import ops
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.inputs import SimulatedInput
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
+from autocompress.frameworks.keras.straight import read
 from autocompress.frameworks.keras.weights import PACKAGE, SimulatedWeight
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.target.precision import LayerGrid
@@ -39,6 +40,7 @@ class Simulated(keras.layers.Layer):
     ) -> None:
         super().__init__(**{"name": layer.name, **options})
         self.layer, self.weight, self.input_quantizer = layer, weight, input_quantizer
+        self.supports_masking = layer.supports_masking
 
     def build(self, shape: Any) -> None:
         """Build the layer."""
@@ -54,7 +56,7 @@ class Simulated(keras.layers.Layer):
             return self.layer(value)
         kernel = kernel_of(self.layer)
         values = [
-            (variable, self.weight(ops.convert_to_tensor(kernel)) if variable is kernel else ops.convert_to_tensor(variable))
+            (variable, self.weight(read(kernel)) if variable is kernel else read(variable))
             for variable in self.layer.variables
         ]
         with keras.StatelessScope(state_mapping=values):  # all of them: an outer scope's values are not seen within it
@@ -140,7 +142,7 @@ def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
             return None
         plain = copied(layer.layer)
         if layer.weight is not None:
-            kernel_of(plain).assign(layer.weight(ops.convert_to_tensor(kernel_of(plain))))
+            kernel_of(plain).assign(layer.weight(read(kernel_of(plain))))
             if layer.weight.bits is not None:
                 found[name] = _grid(layer.weight, kernel_of(layer.layer))
         return plain

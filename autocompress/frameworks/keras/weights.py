@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autocompress import grids
 from autocompress.frameworks.keras.kernels import KernelAxes
+from autocompress.frameworks.keras.straight import differentiated, read, straight_through
 from autocompress.frameworks.schedule import BINARY_WEIGHTS_FROM, MASKS, mask_level
 from autocompress.policy import LayerPolicy
 
@@ -83,14 +84,16 @@ class SimulatedWeight(keras.layers.Layer):
         if self.bits is None:
             return kept
         if self.is_learned:
-            return _on_learned_grid(kept, self._clamped_factor(), ops.convert_to_tensor(self.clip), grids.largest_code(self.bits))
-        quantized = straight_through(kept, lambda value: self._codes(value, self._step(value)) * self._step(value))
+            return _on_learned_grid(kept, self._clamped_factor(), *self._constants(), grids.largest_code(self.bits))
+        quantized = straight_through(self._quantized, kept, *self._constants())
         return ops.where(self.waiting, kept, quantized) if self.bits == 1 else quantized
 
     def codes(self, kernel: Any) -> NDArray[np.int8]:
         """The codes of a kernel, as (outputs, inputs, …)."""
-        kept = self._kept(ops.convert_to_tensor(kernel))
-        return self.axes.rows(ops.convert_to_numpy(self._codes(kept, self._step(kept)))).astype(np.int8)
+        kept = self._kept(read(kernel))
+        constants = self._constants()
+        codes = self._codes(kept, self._step(kept, constants[0]), *constants[1:])
+        return self.axes.rows(ops.convert_to_numpy(codes)).astype(np.int8)
 
     def set_progress(self, kernel: Any, fraction: float) -> None:
         """Where a training is that began at 0 and ends at 1: the mask grows, and one bit waits for the activations."""
@@ -100,7 +103,7 @@ class SimulatedWeight(keras.layers.Layer):
             level = mask_level(fraction)
             if level != int(ops.convert_to_numpy(self.level)):
                 self.level.assign(level)
-                kept = ops.convert_to_numpy(self._kept(ops.convert_to_tensor(kernel)))
+                kept = ops.convert_to_numpy(self._kept(read(kernel)))
                 self.mask.assign(self._mask_of(kept, self.policy.sparsity * level / MASKS))
 
     def get_config(self) -> dict[str, Any]:
@@ -120,38 +123,40 @@ class SimulatedWeight(keras.layers.Layer):
         return kernel * ops.cast(self.mask, kernel.dtype) if self.policy.sparsity else kernel
 
     def _clamped_factor(self) -> Any:
-        return ops.maximum(ops.convert_to_tensor(self.factor), SMALLEST_FACTOR)
+        return ops.maximum(read(self.factor), SMALLEST_FACTOR)
 
-    def _step(self, kept: Any) -> Any:
+    def _constants(self) -> list[Any]:
+        """What a step and the codes depend on beside the kernel: `clip` or `shared_scale`, and of one bit the mask."""
+        used = [self.shared_scale if self.bits == 1 else self.clip]
+        if self.bits == 1 and self.policy.sparsity:
+            used.append(self.mask)
+        return [ops.cast(variable, "float32") for variable in used]
+
+    def _quantized(self, kept: Any, scale: Any, *mask: Any) -> Any:
+        """Codes times steps."""
+        step = self._step(kept, scale)
+        return self._codes(kept, step, *mask) * step
+
+    def _step(self, kept: Any, scale: Any) -> Any:
         """One step per output channel: learned, of one bit the mean magnitude, else a fraction of the largest."""
         if self.is_learned:
-            return self._clamped_factor() * self.clip
+            return self._clamped_factor() * scale
         if self.bits == 1:
             everything = tuple(range(len(self.axes.shape)))
-            return ops.where(self.shared_scale, _mean_magnitude(kept, everything), _mean_magnitude(kept, self.axes.others))
-        return ops.max(ops.abs(kept), self.axes.others, keepdims=True) * self.clip + grids.TINY
+            return ops.where(scale > 0, _mean_magnitude(kept, everything), _mean_magnitude(kept, self.axes.others))
+        return ops.max(ops.abs(kept), self.axes.others, keepdims=True) * scale + grids.TINY
 
-    def _codes(self, kept: Any, step: Any) -> Any:
+    def _codes(self, kept: Any, step: Any, *mask: Any) -> Any:
         assert self.bits is not None
         if self.bits == 1:
             signs = ops.where(kept < 0, -1.0, 1.0)
-            return signs * self.mask if self.policy.sparsity else signs
+            return signs * mask[0] if mask else signs
         limit = grids.largest_code(self.bits)
         return ops.clip(ops.round(kept / step), -limit, limit)
 
     def _mask_of(self, kernel: NDArray[Any], sparsity: float) -> NDArray[np.float32]:
         mask = grids.mask(self.axes.rows(kernel), sparsity, self.policy.block)
         return self.axes.kernel(mask).astype(np.float32)
-
-
-def straight_through(value: Any, change: Any) -> Any:
-    """A changed value with the gradient of the value itself (Bengio et al. 2013)."""
-
-    @ops.custom_gradient
-    def changed(value: Any) -> Any:
-        return change(value), lambda *upstream, **named: named.get("upstream", upstream[0] if upstream else None)
-
-    return changed(value)
 
 
 def _on_learned_grid(kept: Any, factor: Any, start: Any, limit: int) -> Any:
@@ -163,21 +168,20 @@ def _on_learned_grid(kept: Any, factor: Any, start: Any, limit: int) -> Any:
     shared = tuple(axis for axis, size in enumerate(start.shape) if size == 1)
     balance = math.sqrt(math.prod(kept.shape) / math.prod(start.shape) * limit)
 
-    @ops.custom_gradient
-    def quantized(kept: Any, factor: Any) -> Any:
+    @differentiated
+    def quantized(kept: Any, factor: Any, start: Any) -> Any:
         step = factor * start
         scaled = kept / step
         codes = ops.clip(ops.round(scaled), -limit, limit)
 
-        def gradients(*upstream: Any, **named: Any) -> Any:
-            gradient = named.get("upstream", upstream[0] if upstream else None)
+        def gradients(gradient: Any) -> Any:
             inside = ops.cast(ops.abs(scaled) <= limit, gradient.dtype)
             towards = ops.sum(gradient * (codes - inside * scaled), shared, keepdims=True)
-            return gradient * inside, towards / balance / start
+            return gradient * inside, towards / balance / start, ops.zeros_like(start)
 
         return codes * step, gradients
 
-    return quantized(kept, factor)
+    return quantized(kept, factor, start)
 
 
 def _mean_magnitude(kept: Any, axes: tuple[int, ...]) -> Any:
