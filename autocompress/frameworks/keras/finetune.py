@@ -75,7 +75,7 @@ class Trainer:
     def __init__(self, task: Task, model: keras.Model, settings: TuneSettings, teacher: keras.Model) -> None:
         self.task, self.model, self.teacher, self.settings = task, model, teacher, settings
         self.steps, self.done = settings.epochs * task.splits["train"].batch_count, 0
-        self.student = _Student(graph_of(model).input, graph_of(model).output)
+        self.student = Student(graph_of(model).input, graph_of(model).output, name=model.name)
         self.student.objective = Objective(task, model, teacher, settings)
         optimizer = optimizer_of(task, model, settings.learning_rate)
         self.rates = Rates(task, optimizer, settings.learning_rate, self.steps)
@@ -100,6 +100,7 @@ class Trainer:
                 epochs=self.settings.epochs,
                 steps_per_epoch=self.steps // self.settings.epochs,
                 callbacks=[_Course(self, progress, after_step), *own],
+                shuffle=False,
                 verbose=0,
             )
 
@@ -112,7 +113,7 @@ class Trainer:
                 yield (inputs, batch.targets) if batch.weights is None else (inputs, batch.targets, batch.weights)
 
 
-class _Student(keras.Model):
+class Student(keras.Model):
     """The candidate's layers, with a loss that knows the teacher."""
 
     objective: Objective

@@ -26,8 +26,6 @@ HEAVY = (
     keras.layers.Conv3DTranspose,
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
     keras.layers.Dense,
     keras.layers.EinsumDense,
 )
@@ -36,6 +34,8 @@ HEAVY = (
 
 def functional(model: keras.Model, example: Any) -> keras.Model:
     """A model as a graph that shares its layers and weights; the model itself where it is such a graph already.
+
+    A separable convolution becomes two layers with copies of its weights: a depthwise and a pointwise one.
 
     Args:
         model: Functional, Sequential or subclassed.

@@ -10,8 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+from autocompress.frameworks.keras.layers import DEPTHWISE, TRANSPOSED
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _ends_in_softmax(model: keras.Model) -> bool:
     return len(outputs) == 1 and (
         isinstance(last, keras.layers.Softmax)
         or getattr(last, "activation", None) is keras.activations.softmax
-        or type(last).__module__.startswith("keras.src.ops") and type(last).__name__ == "Softmax"
+        or (type(last).__module__.startswith("keras.src.ops") and type(last).__name__ == "Softmax")
     )
 
 

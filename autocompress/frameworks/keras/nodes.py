@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +10,8 @@ from keras.src.models.functional import Functional
 
 Values = dict[int, Any]
 """id of a symbolic tensor → what stands for it."""
+Visit = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], Any]
+"""From the name of an operation, its call, and the arguments to the output."""
 
 
 def is_graph(operation: Any) -> bool:
@@ -60,6 +63,31 @@ def inputs_of(graph: keras.Model, args: tuple[Any, ...], kwargs: dict[str, Any])
     if isinstance(given, dict) and not isinstance(graph_of(graph).input, dict):
         return [given[tensor.name] for tensor in graph.inputs]
     return list(keras.tree.flatten(given))
+
+
+def walk(model: keras.Model, values: Sequence[Any], visit: Visit, prefix: str = "") -> list[Any]:
+    """Take values through a graph and its nested models.
+
+    Args:
+        model: a graph.
+        values: for its inputs, in their order.
+        visit: called with every operation that is not a model.
+        prefix: of the names.
+
+    Returns:
+        The values of the outputs, in their order.
+    """
+    graph = graph_of(model)
+    found: Values = {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
+    for node in nodes_of(graph):
+        args, kwargs = filled(node, found)
+        name = prefix + node.operation.name
+        if is_graph(node.operation):
+            outputs = walk(node.operation, inputs_of(node.operation, args, kwargs), visit, f"{name}/")
+        else:
+            outputs = keras.tree.flatten(visit(name, node, args, kwargs))
+        found |= {id(tensor): value for tensor, value in zip(node.outputs, outputs, strict=True)}
+    return [found[id(tensor)] for tensor in graph.outputs]
 
 
 def symbolic_in(*arguments: Any) -> list[keras.KerasTensor]:

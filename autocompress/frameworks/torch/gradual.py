@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.channels import removed_slices
 from autocompress.frameworks.schedule import gradual_epochs, silent_channels
-from autocompress.frameworks.torch.channels import removed_slices
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
