@@ -21,10 +21,12 @@ from silencing import Channels, difference, lost_channels, other_channels, pertu
 from torch import nn
 
 from autocompress.device import Target
+from autocompress.frameworks.channels import ChannelGroup
+from autocompress.frameworks.proof import Proof
 from autocompress.frameworks.torch.calls import call, outputs_of
-from autocompress.frameworks.torch.channels import ChannelGroup, channel_groups
+from autocompress.frameworks.torch.channels import channel_groups
 from autocompress.frameworks.torch.convert import convert
-from autocompress.frameworks.torch.inspect import Proof, prove, structure_of
+from autocompress.frameworks.torch.inspect import prove
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.simulate import settle, simulate
@@ -152,7 +154,7 @@ class Chain:
         start = time.process_time()
         self.groups = channel_groups(copy.deepcopy(self.model), self.example)
         self.proof = prove(self.model, self.example, self.groups)
-        self.structure = structure_of(self.model, self.example, self.groups, self.proof)
+        self.structure = self.proof.structure(layers_of(self.model, self.example), self.groups)
         self.row.inspect_seconds = time.process_time() - start
         self.row.proven, self.row.frozen = len(self.structure.groups), len(self.structure.frozen)
         reasons = Counter(group.reason for group in self.structure.frozen).most_common(2)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.frameworks.torch.channels import ChannelGroup, removed_slices
+from autocompress.frameworks.channels import ChannelGroup, removed_slices
 from autocompress.frameworks.torch.layers import TRANSPOSED
 from autocompress.frameworks.torch.vanish import vanish
 

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.frameworks.torch.channels import ChannelGroup, channel_groups
-from autocompress.frameworks.torch.gradients import mean_gradients
-from autocompress.frameworks.torch.importance import Scores, importance
-from autocompress.frameworks.torch.inspect import Proof, prove, structure_of
+from autocompress.frameworks.channels import ChannelGroup
+from autocompress.frameworks.criteria import Scores
+from autocompress.frameworks.proof import Proof
+from autocompress.frameworks.torch.channels import channel_groups
+from autocompress.frameworks.torch.importance import TorchImportance
+from autocompress.frameworks.torch.inspect import prove
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.structure import FrozenGroup, Structure
 from autocompress.target.cache import cache_folder, read_json, write_json
 from autocompress.task import Task
 
-PROOF_VERSION = 1
+PROOF_VERSION = 2
 """Of the code that proves groups; cached proofs of another version are absent."""
 
 
@@ -61,7 +63,7 @@ class Pruning:
     @cached_property
     def structure(self) -> Structure:
         """Layers and proven groups."""
-        structure = structure_of(copy.deepcopy(self._task.model), self._example, self.groups, self.proof)
+        structure = self.proof.structure(layers_of(copy.deepcopy(self._task.model), self._example), self.groups)
         if self._untraceable:
             return Structure(
                 layers_of(copy.deepcopy(self._task.model), self._example),
@@ -73,9 +75,7 @@ class Pruning:
     def scores(self, criterion: str) -> dict[str, Scores]:
         """Group → importance of each channel, of the original."""
         if criterion not in self._scores:
-            self._scores[criterion] = importance(
-                self._task.model, self.groups, criterion, lambda squared: mean_gradients(self._task, squared)
-            )
+            self._scores[criterion] = TorchImportance(self._task).scores(self.groups, criterion)
         return self._scores[criterion]
 
     def least_important(self, ratios: Mapping[str, float], criterion: str) -> dict[str, list[int]]:

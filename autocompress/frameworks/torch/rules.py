@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from autocompress.frameworks.torch.labels import Classes, aligned, compressed, united, varies
+from autocompress.frameworks.classes import Classes
+from autocompress.frameworks.torch.labels import aligned, compressed, united, varies
 
 Labelled = list[tuple[torch.Tensor, torch.Tensor | None]]
 """The tensors of an operation, each with its label."""

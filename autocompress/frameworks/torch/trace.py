@@ -9,56 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from autocompress.frameworks.channels import Axis, Role, Traced, element_axes
+from autocompress.frameworks.classes import Classes
 from autocompress.frameworks.torch.calls import call, outputs_of
-from autocompress.frameworks.torch.labels import Classes, united, varies
+from autocompress.frameworks.torch.labels import new_label, united, varies
 from autocompress.frameworks.torch.layers import TRANSPOSED, heavy_modules, quiet
 from autocompress.frameworks.torch.rules import Rules, tensors_of
 
 LARGEST_PARAMETER = 1_000_000
 """Elements of a parameter outside of layers that are labelled one by one."""
-
-Role = Literal["writes", "reads", "carries"]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Where channels lie along an axis of a parameter or buffer.
-
-    Attributes:
-        layer: the layer whose weight it is; for what only carries channels (a norm, a bias), empty.
-        tensor: name of the parameter or buffer.
-        axis: along which it is sliced; None where the layer loses channels without a slice (inputs of a grouped convolution).
-        classes: class of each index; 0 for what belongs to no channel.
-        role: what the layer does with the channels.
-    """
-
-    layer: str
-    tensor: str
-    axis: int | None
-    classes: NDArray[np.int64]
-    role: Role
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What running a module once has told.
-
-    Attributes:
-        axes: in the order in which they were met.
-        reasons: class → why it has to stay, for those that have.
-    """
-
-    axes: tuple[Axis, ...]
-    reasons: dict[int, str]
 
 
 def trace(model: nn.Module, example: Any) -> Traced:
@@ -144,7 +111,7 @@ class _Tracer(TorchDispatchMode):
             for (tensor, axis), slices in self._slices.items()
         ]
         for name, ids in self._elements.items():
-            axes += _element_axes(name, found[ids.numpy().astype(np.int64)], reasons)
+            axes += element_axes(name, found[ids.numpy().astype(np.int64)], reasons)
         return Traced(tuple(axes), reasons)
 
     def _put(self, tensor: torch.Tensor, label: torch.Tensor | None) -> None:
@@ -159,7 +126,7 @@ class _Tracer(TorchDispatchMode):
             return self._labels[tensor]  # type: ignore[no-any-return]
         if tensor not in self._names or tensor.ndim == 0 or tensor.numel() > LARGEST_PARAMETER:
             return None
-        label = self.classes.new(tensor.numel()).reshape(tensor.shape)
+        label = new_label(self.classes, tensor.numel()).reshape(tensor.shape)
         self._elements[self._names[tensor]] = self._labels[tensor] = label
         return label
 
@@ -208,7 +175,7 @@ class _Tracer(TorchDispatchMode):
         place = (self._names[module.weight] + "#" * grouped, axis)  # a grouped transposed weight is sliced along its inputs alone
         if place not in self._slices:
             count = module.out_features if hasattr(module, "out_features") else module.out_channels
-            self._note(name, *place, self.classes.new(count), "writes")
+            self._note(name, *place, new_label(self.classes, count), "writes")
         if module.bias is not None:  # of a second layer with the same weight, its own
             self._note("", self._names[module.bias], 0, self._slices[place].ids, "carries")
         return self._slices[place].ids
@@ -226,7 +193,7 @@ class _Tracer(TorchDispatchMode):
             self._note(layer, tensor, int(turned), ids, "reads")
         place = (tensor, 1 - int(turned))
         if place not in self._slices:
-            self._note(layer, *place, self.classes.new(weight.shape[1]), "writes")
+            self._note(layer, *place, new_label(self.classes, weight.shape[1]), "writes")
         written = self._slices[place].ids
         carried = None if bias is None else self._label_of(bias)
         if carried is not None:
@@ -245,13 +212,3 @@ class _Tracer(TorchDispatchMode):
 def _channel_axis(module: Any, value: torch.Tensor) -> int:
     """The dimension of a layer's input or output along which its channels lie."""
     return value.ndim - 1 - (len(module.kernel_size) if hasattr(module, "kernel_size") else 0)
-
-
-def _element_axes(name: str, classes: NDArray[np.int64], reasons: dict[int, str]) -> Iterator[Axis]:
-    """The axis of a parameter along which its classes vary; if they vary along several, its channels have to stay."""
-    varying = [a for a in range(classes.ndim) if (classes != classes.take([0], a)).any()]
-    if len(varying) == 1:
-        line = np.moveaxis(classes, varying[0], 0).reshape(classes.shape[varying[0]], -1)[:, 0]
-        yield Axis("", name, varying[0], line, "carries")
-    for found in np.unique(classes).tolist() if len(varying) != 1 else ():
-        reasons.setdefault(found, f"its channels lie across {name}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.frameworks.torch.channels import ChannelGroup
+from autocompress.frameworks.channels import ChannelGroup
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED
 
 
