@@ -27,7 +27,7 @@ LAYERS = [
     ["policy_file"],
     ["baselines", "strategy", "target"],
     ["frameworks"],
-    ["history", "deploy", "prepared"],
+    ["history", "deploy", "prepared", "shared"],
     ["report", "result", "bundle", "trial"],
     ["setup", "verification", "restore", "hardware"],
     ["global_mode"],

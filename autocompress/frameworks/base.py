@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -59,6 +59,38 @@ class Candidate:
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
+class SharedTraining(Protocol):
+    """The elastic model: one set of weights, trained in cycles under a policy that changes with every step."""
+
+    def begin(self, epochs: int) -> None:
+        """Start a cycle of some epochs: the weights stay, the learning rate rises and falls anew."""
+        ...
+
+    def epoch(self, policies: Iterator[Policy], progress: Progress) -> None:
+        """One pass over the training data, a policy for each step.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        ...
+
+    def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
+        """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all that the present cycle needs to go on, whole or not at all."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote, after `begin` with the same number of epochs.
+
+        Raises:
+            ModelError: the file is damaged or of another model.
+        """
+        ...
+
+
 class Framework(Protocol):
     """What a framework does for a task's model. The task's own model is never changed."""
 
@@ -103,6 +135,10 @@ class Framework(Protocol):
             DivergedError: the loss is not a number.
             HopelessError: the settings ask for an early end, and the first epoch was in vain.
         """
+        ...
+
+    def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
+        """A training whose weights every policy can inherit; channels are ranked by the criterion, of the original."""
         ...
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 import autocompress as ac
 from autocompress.data import Inputs
 from autocompress.device import Target
-from autocompress.errors import ConversionError, DivergedError, HopelessError, TaskError
+from autocompress.errors import ConversionError, DivergedError, HopelessError, ModelError, TaskError
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.frameworks.torch.reestimate import reestimate
 from autocompress.target.evaluate import evaluate, feed, predict
 from autocompress.target.layer_graphs import signature_of
 from autocompress.target.precision import heavy_nodes, place_precision, weight_port
@@ -47,6 +49,10 @@ class Cases(Protocol):
 
     def trained_weights_equal(self, model: Any, other: Any) -> bool:
         """True where all that training changes is the same in both."""
+        ...
+
+    def masked_outputs(self, task: ac.Task, training: Any, policy: ac.Policy, inputs: Inputs) -> list[NDArray[Any]]:
+        """The outputs of the elastic model itself under a policy, with statistics and ranges of its own."""
         ...
 
 
@@ -78,6 +84,11 @@ class TorchCases:
 
     def trained_weights_equal(self, model: Any, other: Any) -> bool:
         return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+    def masked_outputs(self, task: ac.Task, training: Any, policy: ac.Policy, inputs: Inputs) -> list[NDArray[Any]]:
+        training.elastic.obey(policy)
+        reestimate(training.elastic.model, task)
+        return self.outputs(training.elastic.model, inputs)
 
 
 def _classes_and_brightness(outputs: Any, classes: torch.Tensor) -> torch.Tensor:
@@ -541,6 +552,117 @@ def simulated_score(cases: Cases, task: ac.Task, candidate: Candidate) -> float:
     batches = list(task.splits["valid"].numpy())
     predictions = cases.framework.predict(task, candidate, (batch.inputs for batch in batches))
     return task.scorer(predictions, np.concatenate([batch.targets for batch in batches]))
+
+
+CHOICES = (
+    ac.LayerPolicy(),
+    ac.LayerPolicy(8, 8),
+    ac.LayerPolicy(4, 8),
+    ac.LayerPolicy(3),
+    ac.LayerPolicy(4, 8, 0.5),
+    ac.LayerPolicy(8, 8, pattern="2:4"),
+)
+
+
+def random_policies(cases: Cases, task: ac.Task, count: int) -> list[ac.Policy]:
+    """Ratios, whole branches, widths and zeros of all kinds that the elastic model knows."""
+    structure, generator = cases.framework.inspect(task), np.random.default_rng(0)
+    ratios = {group.name: (0.0, 0.25, 0.5, 0.75, *[1.0] * group.removable) for group in structure.groups}
+    return [
+        ac.Policy(
+            {name: float(generator.choice(choices)) for name, choices in ratios.items()},
+            {layer.name: CHOICES[generator.integers(len(CHOICES))] for layer in structure.layers},
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_candidate_inherits_is_the_elastic_model_under_its_policy(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    training = cases.framework.share(task, "l2", SETTINGS)
+    policies = random_policies(cases, task, 4)
+    training.begin(1)
+    training.epoch(cycle(policies), silent)
+    inputs = first_inputs(task, 8)
+    for policy in policies:
+        expected = cases.masked_outputs(task, training, policy, inputs)
+        candidate = training.candidate(policy)
+        cases.framework.reestimate(task, candidate)
+        assert (sum(candidate.macs.values()) < sum(compressed(cases, task, ac.Policy()).macs.values())) == bool(policy.pruning)
+        for actual, wanted in zip(cases.outputs(candidate.model, inputs), expected, strict=True):
+            assert np.abs(actual - wanted).max() <= 1e-5 * max(np.ptp(wanted), 1e-3)
+
+
+def test_a_whole_branch_is_inherited_as_no_branch(cases: Cases) -> None:
+    task = cases.task("resnet")
+    (group,) = [group for group in cases.framework.inspect(task).groups if group.name == "block1.conv1"]
+    assert group.removable
+    training = cases.framework.share(task, "l2", SETTINGS)
+    training.begin(1)
+    policy = ac.Policy({group.name: 1.0}, {"fc": ac.LayerPolicy(8, 8)})
+    training.epoch(cycle([policy, ac.Policy()]), silent)
+    expected = cases.masked_outputs(task, training, policy, first_inputs(task, 8))
+    candidate = training.candidate(policy)
+    cases.framework.reestimate(task, candidate)
+    np.testing.assert_allclose(cases.outputs(candidate.model, first_inputs(task, 8))[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert candidate.macs.keys() & {"block1.conv1", "block1.conv2"} == set()
+
+
+def test_a_shared_training_serves_policies_that_it_did_not_see(cases: Cases) -> None:
+    task = cases.trained_task(learning_rate=2e-2)
+    structure = cases.framework.inspect(task)
+    layers = {layer.name: ac.LayerPolicy(8, 8) for layer in structure.layers}
+    generator = np.random.default_rng(0)
+    half = ac.Policy({group.name: 0.5 for group in structure.groups}, layers)
+    untrained = compressed(cases, task, half)
+    cases.framework.reestimate(task, untrained)
+
+    def policies() -> Any:
+        while True:
+            policy = ac.Policy({g.name: float(generator.choice([0, 0.25, 0.5, 0.75])) for g in structure.groups}, layers)
+            if policy != half:
+                yield policy
+
+    training = cases.framework.share(task, "l2", TuneSettings(1, 2e-2, 0.5))
+    training.begin(5)
+    for _ in range(5):
+        training.epoch(policies(), silent)
+    whole, pruned = training.candidate(ac.Policy({}, layers)), training.candidate(half)
+    for candidate in (whole, pruned):
+        cases.framework.reestimate(task, candidate)
+    assert simulated_score(cases, task, pruned) > max(0.85, simulated_score(cases, task, untrained) + 0.1)
+    assert simulated_score(cases, task, whole) >= 0.94
+    assert scored(cases, task, pruned) == pytest.approx(simulated_score(cases, task, pruned), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mlp"])
+def test_a_shared_training_that_is_cut_off_goes_on_as_if_it_was_not(cases: Cases, kind: str, tmp_path: Path) -> None:
+    task = cases.task(kind)
+    policies = random_policies(cases, task, 3)
+    through = cases.framework.share(task, "l2", SETTINGS)
+    through.begin(3)
+    for i in range(3):
+        through.epoch(cycle(policies), silent)
+        if i == 0:
+            through.save(tmp_path / "checkpoint")
+    resumed = cases.framework.share(task, "l2", SETTINGS)
+    resumed.begin(3)
+    resumed.load(tmp_path / "checkpoint")
+    for _ in range(2):
+        resumed.epoch(cycle(policies), silent)
+    inputs = first_inputs(task, 8)
+    outputs = [cases.outputs(training.candidate(policies[0]).model, inputs)[0] for training in (through, resumed)]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_damaged_checkpoint_is_named(cases: Cases, tmp_path: Path) -> None:
+    training = cases.framework.share(cases.task("mlp"), "l2", SETTINGS)
+    training.begin(1)
+    training.save(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").write_bytes((tmp_path / "checkpoint").read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"complete checkpoint.*Remove it"):
+        training.load(tmp_path / "checkpoint")
 
 
 def test_the_digest_knows_the_weights_and_the_architecture(cases: Cases) -> None:

@@ -77,7 +77,7 @@ class Trainer:
         watched = self.settings.stop_hopeless and self.settings.epochs > 1
         prospects = Prospects(self.task, self.teacher, predicted) if watched else None
         for epoch in range(self.settings.epochs):
-            self._to_training_mode()
+            self.to_training_mode()
             for batch in self.batches():
                 self.step(batch)
                 if after_step is not None:
@@ -113,13 +113,14 @@ class Trainer:
             self.schedule.step()
         self.done += 1
 
-    def _arithmetic(self) -> Arithmetic:
-        if self.settings.arithmetic == "f32" or self.steps < WORTH_PROBING:
-            return FLOAT32
-        return fastest_arithmetic(self.task, self.model, self.teacher, self.settings, next(self.batches()))
-
-    def _to_training_mode(self) -> None:
+    def to_training_mode(self) -> None:
+        """Let the model train; called before every epoch."""
         self.model.train()
         if comes_alone(self.task):  # a single sample has no statistics; the original's stand still
             for norm in batch_norms(self.model):
                 norm.eval()
+
+    def _arithmetic(self) -> Arithmetic:
+        if self.settings.arithmetic == "f32" or self.steps < WORTH_PROBING:
+            return FLOAT32
+        return fastest_arithmetic(self.task, self.model, self.teacher, self.settings, next(self.batches()))

@@ -28,6 +28,7 @@ from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.reestimate import reestimate
+from autocompress.frameworks.torch.shared import SharedTraining
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.torch.state import architecture, load_weights, save_weights
 from autocompress.policy import Policy
@@ -103,6 +104,10 @@ class TorchFramework:
             candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, part)
             simulate(candidate.model, candidate.policy)
         fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), _part(progress, share, 1))
+
+    def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
+        """A training whose weights every policy can inherit."""
+        return SharedTraining(task, self._pruning(task), self._example(task, 1), criterion, settings)
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""

@@ -33,18 +33,18 @@ def simulate(model: nn.Module, policy: Policy) -> None:
             parametrize.register_parametrization(module, "weight", SimulatedWeight(weight, layer, outputs, inputs))
         if isinstance(layer.activations, int):
             module.add_module("simulated_input", SimulatedInput(layer.activations).to(weight.device))
-            module.register_forward_pre_hook(_quantize_input)
+            module.register_forward_pre_hook(quantize_input)
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:
     """Tell the simulation how much of the training is done, from 0 to 1; before and after it, everything is in force."""
-    for _, weight, original in _simulated_weights(model):
+    for _, weight, original in simulated_weights(model):
         weight.set_progress(original, fraction)
 
 
 def share_binary_scales(model: nn.Module, shared: bool) -> None:
     """Give weights of one bit one scale per layer (DoReFa-Net) or per output channel (XNOR-Net)."""
-    for _, weight, _ in _simulated_weights(model):
+    for _, weight, _ in simulated_weights(model):
         weight.shared_scale.fill_(shared)
 
 
@@ -91,13 +91,13 @@ def settle(model: nn.Module) -> dict[str, LayerGrid]:
     """Turn a simulated model into a plain one, in place; the codes of its grids are returned by layer name."""
     set_progress(model, 1.0)
     found: dict[str, LayerGrid] = {}
-    for name, weight, original in _simulated_weights(model):
+    for name, weight, original in simulated_weights(model):
         if weight.bits is not None:
             found[name] = LayerGrid(weight.codes(original).cpu().numpy(), weight.bits, weight.axis)
     for module in list(model.modules()):
         if "simulated_input" in dict(module.named_children()):
             module._forward_pre_hooks = type(module._forward_pre_hooks)(
-                (key, hook) for key, hook in module._forward_pre_hooks.items() if hook is not _quantize_input
+                (key, hook) for key, hook in module._forward_pre_hooks.items() if hook is not quantize_input
             )
             del module.simulated_input
         if parametrize.is_parametrized(module, "weight"):
@@ -105,16 +105,21 @@ def settle(model: nn.Module) -> dict[str, LayerGrid]:
     return found
 
 
-def _simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
-    return [module for module in model.modules() if isinstance(module, SimulatedInput)]
-
-
-def _simulated_weights(model: nn.Module) -> Iterator[tuple[str, SimulatedWeight, torch.Tensor]]:
+def simulated_weights(model: nn.Module) -> Iterator[tuple[str, SimulatedWeight, torch.Tensor]]:
     """Layer name, its simulation, and the weight that trains."""
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrized: Any = module.parametrizations["weight"]
             yield name, parametrized[0], parametrized.original
+
+
+def quantize_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Before a layer's forward: its input on the grid of its quantizer."""
+    return (module.simulated_input(inputs[0]), *inputs[1:])
+
+
+def _simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
+    return [module for module in model.modules() if isinstance(module, SimulatedInput)]
 
 
 def _leave_parametrized(module: nn.Module) -> None:
@@ -128,7 +133,3 @@ def _leave_parametrized(module: nn.Module) -> None:
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module.weight = nn.Parameter(value)
-
-
-def _quantize_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (module.simulated_input(inputs[0]), *inputs[1:])

@@ -1,0 +1,245 @@
+"""Shared fine-tuning: one training whose weights serve every policy of a space.
+
+In every step another policy is in force. Afterwards a candidate inherits its weights, and has its statistics taken anew, instead
+of being trained itself. The training runs in cycles, each of which ends with a rate of zero and could be the last; a fixed set of
+policies, the probes, tells whether another one is worth it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from statistics import mean
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from autocompress.data import Batch, join
+from autocompress.frameworks.base import Candidate, Framework, SharedTraining
+from autocompress.policy import FLOAT, LayerPolicy, Policy
+from autocompress.run_folder import RunFolder
+from autocompress.space import SearchSpace
+from autocompress.task import Task
+from autocompress.watch import Watcher
+
+FOLDER, STATE = "shared", "shared/progress.json"
+SHARED_WEIGHTS = (8, 7, 4, 3)
+"""Weight widths that share. Others are trained as the next wider one, and candidates that have them are tuned by themselves."""
+SHARED_ACTIVATIONS = 8
+SANDWICH = 8
+"""Of so many steps one trains the largest policy and one the smallest (Yu & Huang 2019); the others are drawn."""
+DRAWN = 4
+"""Random points of which the one nearest to a latency is taken."""
+CYCLE = 2
+"""Epochs of a cycle over those of a candidate's own fine-tuning."""
+MOST_CYCLES = 3
+PROBES = 4
+PROBE_SAMPLES = 1000
+"""Of the validation data; they decide only how long the shared training runs."""
+WORTH_A_CYCLE = 0.1
+"""Part of what the probes lack that a cycle has to win for another to follow."""
+
+
+def is_shared(policy: Policy) -> bool:
+    """True where the shared training trains all that a policy does."""
+    return nearest_shared(policy) == policy
+
+
+def nearest_shared(policy: Policy) -> Policy:
+    """The policy with widths that do not share replaced by wider ones that do."""
+    return Policy(policy.pruning, {name: _nearest(layer) for name, layer in policy.layers.items()})
+
+
+def _nearest(layer: LayerPolicy) -> LayerPolicy:
+    weights, activations = layer.weights, layer.activations
+    if isinstance(weights, int):
+        weights = min(bits for bits in SHARED_WEIGHTS if bits >= min(weights, max(SHARED_WEIGHTS)))
+    if activations != FLOAT:
+        activations = SHARED_ACTIVATIONS
+    return LayerPolicy(weights, activations, layer.sparsity, layer.pattern)
+
+
+class PolicySampler:
+    """Policies for the steps of a shared training: the largest, the smallest, and those between, spread over the latencies.
+
+    Args:
+        space: of the search.
+        predicted: latency of a policy in any unit.
+        limit: policies above this predicted latency are not worth training; None for no limit.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, space: SearchSpace, predicted: Callable[[Policy], float], limit: float | None, seed: int) -> None:
+        self.space, self.predicted, self.seed = space, predicted, seed
+        self.largest, self.smallest = (nearest_shared(space.policy(space.level(end))) for end in (0.0, 1.0))
+        ends = predicted(self.smallest), predicted(self.largest)
+        self.fastest, self.slowest = min(ends), max(ends) if limit is None else min(max(ends), max(limit, min(ends)))
+
+    def policies(self, *place: int) -> Iterator[Policy]:
+        """Policies for one step after the other; `place` says of which part of the training, so that it can be repeated."""
+        generator = np.random.default_rng((self.seed, *place))
+        for step in count():
+            if step % SANDWICH == 0:
+                yield self.largest
+            elif step % SANDWICH == SANDWICH // 2:
+                yield self.smallest
+            else:
+                yield self.draw(generator)
+
+    def draw(self, generator: np.random.Generator) -> Policy:
+        """A random policy near a random latency: of random points alone hardly any is near an end."""
+        wanted = generator.uniform(self.fastest, self.slowest)
+        found = [nearest_shared(self.space.policy(self._point(generator))) for _ in range(DRAWN)]
+        return min(found, key=lambda policy: abs(self.predicted(policy) - wanted))
+
+    def _point(self, generator: np.random.Generator) -> dict[str, int]:
+        return {decision.name: int(generator.integers(len(decision.choices))) for decision in self.space.decisions}
+
+
+class Screen:
+    """Scores candidates in simulation, on the validation data or on its first samples."""
+
+    def __init__(self, framework: Framework, task: Task, samples: int | None = None) -> None:
+        self.framework, self.task = framework, task
+        self.batches: list[Batch] = []
+        for batch in task.splits["valid"].numpy():
+            self.batches.append(batch)
+            if samples is not None and sum(one.size for one in self.batches) >= samples:
+                break
+        self.targets = join([batch.targets for batch in self.batches])
+
+    def score(self, candidate: Candidate) -> float:
+        """The task's metric."""
+        predictions = self.framework.predict(self.task, candidate, (batch.inputs for batch in self.batches))
+        return self.task.scorer(predictions, self.targets)
+
+
+class SharedState(BaseModel):
+    """How far a shared training is; `shared/progress.json` of a run folder.
+
+    Attributes:
+        cycle, epoch: finished ones; of the epochs, those of the present cycle.
+        checkpoint: the file with the weights.
+        probes: after each cycle the score of each probe.
+        seconds: that the training and its probes took.
+        finished: why no further cycle follows.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cycle: int = 0
+    epoch: int = 0
+    checkpoint: str | None = None
+    probes: list[list[float]] = []
+    seconds: float = 0.0
+    finished: str | None = None
+
+
+@dataclass
+class SharedTuning:
+    """A shared training in a run folder, and what decides about its length.
+
+    Attributes:
+        screen: that scores the probes.
+        training: that the framework makes of the task.
+        sampler: of policies.
+        epochs: of a candidate's own fine-tuning.
+        folder: in which the training is kept.
+        watcher: told of progress.
+        most_seconds: no cycle begins that would probably end later.
+    """
+
+    screen: Screen
+    training: SharedTraining
+    sampler: PolicySampler
+    epochs: int
+    folder: RunFolder
+    watcher: Watcher
+    most_seconds: float | None = None
+
+    def run(self) -> SharedState:
+        """Train, or go on with the training in the folder, until another cycle is not worth it.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        state = self._resumed()
+        while state.finished is None:
+            start = time.monotonic()
+            if state.epoch < self.cycle_epochs:
+                self.training.epoch(self.sampler.policies(state.cycle, state.epoch), self.watcher.progress)
+                state.epoch += 1
+            else:
+                self._end_cycle(state)
+            state.seconds += time.monotonic() - start
+            self._keep(state)
+        return state
+
+    @property
+    def cycle_epochs(self) -> int:
+        """Epochs of a cycle."""
+        return CYCLE * self.epochs
+
+    def _resumed(self) -> SharedState:
+        state = SharedState()
+        if self.folder.file(STATE).is_file():
+            state = SharedState.model_validate(self.folder.read_json(STATE))
+        self.training.begin(self.cycle_epochs)
+        if state.checkpoint is not None:
+            self.training.load(self.folder.file(state.checkpoint))
+            if state.epoch == 0:  # between two cycles: the weights go on, the rate begins anew
+                self.training.begin(self.cycle_epochs)
+        return state
+
+    def _keep(self, state: SharedState) -> None:
+        """First the weights, under a name of their own, then what tells of them: a kill between the two costs an epoch."""
+        older = state.checkpoint
+        state.checkpoint = f"{FOLDER}/weights-{state.cycle}-{state.epoch}"
+        self.folder.file(FOLDER).mkdir(exist_ok=True)
+        with self.folder.disk_guard():
+            self.training.save(self.folder.file(state.checkpoint))
+        self.folder.write_json(STATE, state.model_dump())
+        if older not in (None, state.checkpoint):
+            self.folder.file(str(older)).unlink(missing_ok=True)
+
+    def _end_cycle(self, state: SharedState) -> None:
+        state.probes.append([self._probed(policy) for policy in self._probes])
+        state.cycle += 1
+        state.finished = self._why_finished(state)
+        scores = f"{len(self._probes)} random candidates have {self.screen.task.scorer.name} {mean(state.probes[-1]):.4g}"
+        self.watcher.say(
+            f"Shared training, {state.cycle * self.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
+        )
+        if state.finished is None:
+            state.epoch = 0
+            self.training.begin(self.cycle_epochs)
+
+    def _probed(self, policy: Policy) -> float:
+        candidate = self.training.candidate(policy)
+        self.screen.framework.reestimate(self.screen.task, candidate)
+        return self.screen.score(candidate)
+
+    @cached_property
+    def _probes(self) -> list[Policy]:
+        generator = np.random.default_rng(self.sampler.seed)
+        return [self.sampler.draw(generator) for _ in range(PROBES)]
+
+    @cached_property
+    def _original(self) -> float:
+        return self.screen.score(self.screen.framework.compress(self.screen.task, Policy(), "l2"))
+
+    def _why_finished(self, state: SharedState) -> str | None:
+        gains = [self.screen.task.scorer.gain(mean(scores)) for scores in state.probes]
+        lacking = self.screen.task.scorer.gain(self._original) - gains[-1]
+        if lacking <= 0:
+            return "the candidates are as good as the original"
+        if len(gains) > 1 and gains[-1] - gains[-2] < WORTH_A_CYCLE * lacking:
+            return "the last cycle won little"
+        if state.cycle >= MOST_CYCLES:
+            return f"{MOST_CYCLES} cycles are done"
+        if self.most_seconds is not None and state.seconds * (1 + 1 / state.cycle) > self.most_seconds:
+            return "the time for it is used up"
+        return None
