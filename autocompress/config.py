@@ -14,6 +14,7 @@ from autocompress.errors import ConfigError
 
 Objective = Literal["accuracy", "latency", "throughput", "size", "compressed_size"]
 Criterion = Literal["l1", "l2", "geometric_median", "bn_scale", "lamp", "taylor", "hessian", "random"]
+Storage = Literal["compact", "fast"]
 
 WORKFLOW_DROP = "1%"
 """The accuracy that a workflow may lose where nothing else is said, relative to the original's."""
@@ -73,7 +74,7 @@ class CompressionConfig(BaseModel):
     target: Target = Target()
     fine_tuning: FineTuning = FineTuning()
     criterion: Criterion = "l2"
-    storage: Literal["compact", "fast"] = "compact"
+    storage: Storage = "compact"
     calibration_samples: int = Field(300, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
 

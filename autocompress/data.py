@@ -153,8 +153,9 @@ class Split:
         """True where the data come one sample at a time."""
         if self.is_arrays:
             return self.batch_size == 1
-        if hasattr(self.source, "batch_size"):
-            return bool(self.source.batch_size == 1)
+        size = getattr(self.source, "batch_size", None)  # a loader with a batch sampler does not know
+        if size is not None:
+            return bool(size == 1)
         return next(self.batches()).size == 1
 
     def digest(self) -> str:

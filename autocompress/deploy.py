@@ -60,9 +60,13 @@ def deploy(
         running = kernels(compile_model(model, target), packed)
         wide = [name for name in packed if name in running and not running[name].is_low]
         if wide:
-            model = precision.place_precision(
+            wider = precision.place_precision(
                 converted, candidate.policy, samples, wide=wide, correct_bias=correct_bias, compact=compact
             )
+            running = kernels(compile_model(wider, target), wide)
+            if not any(running[name].is_low for name in wide if name in running):  # it was not the storage
+                return model, converted.notes
+            model = wider
             converted.notes.append(f"stored in 8 bits to keep an integer kernel: {', '.join(wide)}")
     return model, converted.notes
 

@@ -10,10 +10,30 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from autocompress.config import CompressionConfig, Storage
 from autocompress.errors import BundleError
+from autocompress.task import Task
 
 MENTIONED = 6
 """Differences that a message names."""
+
+
+class Settings(BaseModel):
+    """What a task and a configuration say of how a model is exported."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    preprocessing: dict[str, Any] | None
+    target_key: str
+    storage: Storage
+    calibration_samples: int
+
+    @classmethod
+    def of(cls, task: Task, config: CompressionConfig) -> Settings:
+        """Those of a task and a configuration."""
+        described = {name: getattr(task, name) for name in ("name", "preprocessing", "target_key")}
+        return cls(**described, storage=config.storage, calibration_samples=config.calibration_samples)
 
 
 class History(BaseModel):
@@ -24,6 +44,7 @@ class History(BaseModel):
         policy: what was done.
         removed: group → the channels of the original that were removed, ascending.
         original: every part of the original in words, as `Framework.architecture` gives them.
+        settings: for exporting the model again, once it is loaded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +53,7 @@ class History(BaseModel):
     policy: dict[str, Any]
     removed: dict[str, list[int]]
     original: dict[str, str]
+    settings: Settings
 
     @property
     def digest(self) -> str:

@@ -47,7 +47,7 @@ def read_policy(source: Policy | Mapping[str, Any] | str | Path) -> dict[str, An
         Policy.from_dict({**data, "layers": filled})
     else:
         Policy.from_dict(data)
-    return {part: {str(key): value for key, value in (data.get(part) or {}).items()} for part in ("pruning", "layers")}
+    return {part: {_name(key): value for key, value in (data.get(part) or {}).items()} for part in ("pruning", "layers")}
 
 
 def resolve_policy(data: Mapping[str, Any], structure: Structure) -> Policy:
@@ -80,6 +80,13 @@ def resolve_policy(data: Mapping[str, Any], structure: Structure) -> Policy:
 def template_names() -> list[str]:
     """The policy files that are shipped."""
     return sorted(path.stem for path in TEMPLATES.glob("*.yaml"))
+
+
+def _name(key: Any) -> str:
+    """A key as a name; YAML reads 1.10 as a number and forgets its last digit."""
+    if isinstance(key, float):
+        raise PolicyError("A name with a dot between digits is written in quotes", repr(key), f'Write "{key}".')
+    return str(key)
 
 
 def _file(source: str | Path) -> Path:

@@ -58,7 +58,7 @@ def preparation_of(model: Any) -> Preparation:
     Raises:
         TaskError: it was not made by `prepare` or `load`.
     """
-    found = getattr(model, ATTRIBUTE, None)
+    found = vars(model).get(ATTRIBUTE)  # what wraps a module hands over its attributes
     if not isinstance(found, Preparation):
         raise TaskError(
             "An exported model is one that prepare() or load() returned",
@@ -66,6 +66,11 @@ def preparation_of(model: Any) -> Preparation:
             "Export the module itself, not what wraps it.",
         )
     return found
+
+
+def has_targets(data: Any) -> bool:
+    """False for inputs alone: an array, or a dict of arrays by name."""
+    return not isinstance(data, Mapping) and not hasattr(data, "shape")
 
 
 def task_of(model: Any, data: Any, **options: Any) -> Task:
@@ -80,9 +85,8 @@ def task_of(model: Any, data: Any, **options: Any) -> Task:
         TaskError: the model is of no framework, or the data cannot be read.
     """
     framework_of(model)
-    if isinstance(data, Mapping):
-        data = dict(data), np.zeros(len(next(iter(data.values()), ())), np.int64)
-    elif hasattr(data, "shape"):
-        data = data, np.zeros(len(data), np.int64)
+    if not has_targets(data):
+        first = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+        data = (dict(data) if isinstance(data, Mapping) else data), np.zeros(len(first), np.int64)
     Split("calibration", data)  # what is wrong with it is said of the calibration data
     return Task(model, train=data, valid=data, **options)

@@ -36,7 +36,8 @@ def load(path: str | Path, model: Any, calibration_data: Any = None) -> Any:
     history, framework = History.read(path / "history.json"), framework_of(model)
     if history.framework != framework.name:
         raise BundleError("A bundle is loaded into a model of its framework", f"{framework.name}, not {history.framework}")
-    task = task_of(model, _samples(path))
+    described = history.settings.model_dump(include={"name", "preprocessing", "target_key"})
+    task = task_of(model, _samples(path), **described)
     history.require_original(framework.architecture(task))
     try:
         policy = Policy.from_dict(history.policy)
@@ -46,8 +47,12 @@ def load(path: str | Path, model: Any, calibration_data: Any = None) -> Any:
         reason = f"{type(error).__name__}: {error}"
         raise BundleError("A bundle's history can be replayed on its original", reason, "Export it again.") from error
     promise, promised = read_promise(path)
-    config = CompressionConfig(target=promised.target.at(promise["precision"]))
-    return remember(candidate, task if calibration_data is None else task_of(model, calibration_data), config)
+    config = CompressionConfig(
+        target=promised.target.at(promise["precision"]),
+        storage=history.settings.storage,
+        calibration_samples=history.settings.calibration_samples,
+    )
+    return remember(candidate, task if calibration_data is None else task_of(model, calibration_data, **described), config)
 
 
 def _samples(path: Path) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from autocompress.bundle import bundled_samples, promise_of, write_bundle
 from autocompress.config import Objective, Recorded, SearchConfig
 from autocompress.errors import RunFolderError, TaskError
 from autocompress.front import eligible, most_accurate, near_front
+from autocompress.history import Settings
 from autocompress.metrics import Metric
 from autocompress.record import Plan, State, TrialRecord
 from autocompress.report.page import write_report
@@ -189,7 +190,12 @@ class Run:
             },
         )
         framework = self.bench.framework
-        self.folder.write_json("original.json", {"framework": framework.name, "original": framework.architecture(self.task)})
+        original = {
+            "framework": framework.name,
+            "original": framework.architecture(self.task),
+            "settings": Settings.of(self.task, self.config).model_dump(),
+        }
+        self.folder.write_json("original.json", original)
         recorded = Recorded(
             metric=self.metric.name,
             direction=self.metric.direction,

@@ -20,12 +20,13 @@ from autocompress.bundle import bundled_samples, complete_bundle, require_new, u
 from autocompress.config import CompressionConfig, validated
 from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
 from autocompress.errors import ConfigError
+from autocompress.frameworks.criteria import GRADIENT_CRITERIA
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.script import follow_schedules, leave_schedules, make_ready, structure_of
-from autocompress.history import History
+from autocompress.history import History, Settings
 from autocompress.policy import Policy
 from autocompress.policy_file import read_policy, resolve_policy
-from autocompress.prepared import preparation_of, remember, task_of
+from autocompress.prepared import has_targets, preparation_of, remember, task_of
 from autocompress.target import precision
 from autocompress.target.runtime import compile_model, fingerprint
 
@@ -70,6 +71,10 @@ def prepare(
     if steps is not None and steps < 1:
         raise ConfigError("steps is at least 1", steps)
     config, written = validated(CompressionConfig, options), read_policy(policy)
+    if config.criterion in GRADIENT_CRITERIA and not has_targets(calibration_data):
+        raise ConfigError(
+            f"The criterion {config.criterion} needs targets", "inputs alone", "Give (inputs, targets), or a loader."
+        )
     described = {"loss": loss, "target_key": target_key, "preprocessing": preprocessing, "name": name or type(model).__name__}
     task = task_of(model, calibration_data, **described)
     resolved = resolve_policy(written, structure_of(task, prunable=bool(written["pruning"])))
@@ -114,6 +119,7 @@ def export(model: nn.Module, out: str | Path) -> Path:
         policy=made.policy.to_dict(),
         removed={group: list(channels) for group, channels in made.removed.items()},
         original=framework.architecture(made.task),
+        settings=Settings.of(made.task, made.config),
     )
     history.write(path / "history.json")
     inputs: dict[str, Any] = bundled_samples(made.task.calibration_split)

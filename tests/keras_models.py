@@ -91,9 +91,7 @@ def separable_net() -> keras.Model:
     y = layers.ReLU()(norm(conv(16, 3, "stem", use_bias=False)(x), "bn0"))
     y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(y)
     y = layers.ReLU()(norm(y, "bn1"))
-    return disturbed(
-        keras.Model(x, classified(layers.ReLU()(norm(conv(24, 1, "pointwise", use_bias=False)(y), "bn2"))))
-    )
+    return disturbed(keras.Model(x, classified(layers.ReLU()(norm(conv(24, 1, "pointwise", use_bias=False)(y), "bn2")))))
 
 
 def grouped_net() -> keras.Model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,21 @@ def tensors(inputs: Inputs, device: torch.device | str = "cpu") -> Any:
     return map_arrays(inputs, lambda array: as_tensor(array, device))
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Within it PyTorch's own encoder layers call the layers that they are made of, past which they compute in evaluation."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """The module on positional or named inputs."""
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    with unfused():
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def outputs_of(value: Any) -> list[torch.Tensor]:
@@ -50,6 +63,11 @@ def predicted(model: nn.Module, batches: Iterable[Inputs]) -> list[NDArray[Any]]
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def on_cpu(example: Any) -> Any:
+    """The same inputs where OpenVINO and the proofs work."""
+    return map_arrays(example, lambda tensor: tensor.cpu())
 
 
 def example_inputs(task: Task, batch: int) -> Any:

@@ -17,6 +17,7 @@ from openvino.passes import ConstantFolding, Manager
 from torch import nn
 
 from autocompress.errors import ConversionError
+from autocompress.frameworks.torch.calls import unfused
 from autocompress.frameworks.torch.layers import quiet
 from autocompress.frameworks.torch.vanish import Vanished
 from autocompress.target.precision import COPY_MARK, HEAVY_OPERATIONS
@@ -37,7 +38,7 @@ def convert(model: nn.Module, example: Any) -> ov.Model:
     model.eval()
     logging.getLogger("openvino").setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), unfused():
             decoder = TorchScriptPythonDecoder(model, example_input=example)
             frontend = FrontEndManager().load_by_framework("pytorch")
             converted = frontend.convert(frontend.load(decoder))

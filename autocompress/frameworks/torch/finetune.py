@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.data import Batch
-from autocompress.errors import DivergedError
+from autocompress.errors import DivergedError, TaskError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, fastest_arithmetic
@@ -57,6 +57,8 @@ class Trainer:
     """Optimizer, schedule and objective of one fine-tuning, and the steps that are done."""
 
     def __init__(self, task: Task, model: nn.Module, settings: TuneSettings, teacher: nn.Module) -> None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TaskError("A model that is trained has a parameter that may change", "none", "Set requires_grad_(True).")
         self.task, self.model, self.teacher, self.settings = task, model, teacher, settings
         self.generator = np.random.default_rng(settings.seed)
         self.steps, self.done = settings.epochs * batch_count(task), 0
@@ -78,11 +80,15 @@ class Trainer:
         prospects = Prospects(self.task, self.teacher, predicted) if watched else None
         for epoch in range(self.settings.epochs):
             self.to_training_mode()
+            before = self.done
             for batch in self.batches():
                 self.step(batch)
                 if after_step is not None:
                     after_step()
                 progress(min(self.done / self.steps, 1.0))
+            if self.done == before:
+                rule = "A batch of the training data holds two samples, for the batch norms"
+                raise TaskError(rule, "batches of one", "Set the loader's batch_size.")
             if epoch == 0 and prospects is not None:
                 prospects.require(self.model)
         self.objective.close()

@@ -20,11 +20,11 @@ from autocompress.data import Inputs
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.schedule import gradual_epochs
-from autocompress.frameworks.torch.calls import example_inputs, predicted
+from autocompress.frameworks.torch.calls import example_inputs, on_cpu, predicted
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
 from autocompress.frameworks.torch.gradual import prune_gradually
-from autocompress.frameworks.torch.layers import layers_of
+from autocompress.frameworks.torch.layers import HEAVY, layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.reestimate import reestimate
@@ -97,6 +97,7 @@ class TorchFramework:
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""
+        torch.manual_seed(settings.seed)
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:
@@ -128,10 +129,10 @@ class TorchFramework:
 
     def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
         """Convert a plain copy whose weights lie on their grids."""
-        plain = copy.deepcopy(candidate.model)
+        plain = copy.deepcopy(candidate.model).cpu()  # wherever it was trained
         codes = settle(plain)
         ranges = input_ranges(candidate.model)
-        return Converted(convert(plain, self._example(task, batch)), codes, input_ranges=ranges)
+        return Converted(convert(plain, on_cpu(self._example(task, batch))), codes, input_ranges=ranges)
 
 
 def _part(progress: Progress, first: float, last: float) -> Progress:
@@ -143,9 +144,17 @@ def require_plain(model: nn.Module) -> None:
     """Check that a model can be compressed.
 
     Raises:
-        TaskError: something already stands between its weights and its layers.
+        TaskError: something already stands between its weights and its layers, they are not of 32 bits, or it is a single layer.
     """
+    if isinstance(model, HEAVY):
+        raise TaskError("A task's model holds its layers", f"a bare {type(model).__name__}", "Use torch.nn.Sequential(layer).")
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             remedy = "Call torch.nn.utils.parametrize.remove_parametrizations first."
             raise TaskError("The weights of a task's model are plain parameters", f"a parametrized {name}", remedy)
+        if isinstance(module, HEAVY) and "weight" not in module._parameters:
+            remedy = "Take off weight_norm or spectral_norm first: torch.nn.utils.remove_weight_norm, remove_spectral_norm."
+            raise TaskError("The weights of a task's model are plain parameters", f"{name}, whose weight is computed", remedy)
+        if isinstance(module, HEAVY) and module.weight.dtype != torch.float32:
+            kind = str(module.weight.dtype).removeprefix("torch.")
+            raise TaskError("The weights of a task's model are float32", f"{kind} in {name}", "Call model.float() first.")

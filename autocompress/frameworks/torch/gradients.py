@@ -19,15 +19,16 @@ BATCHES = 10
 def mean_gradients(task: Task, squared: bool) -> dict[str, torch.Tensor]:
     """Parameter → mean over some training batches of the gradient, or of its square."""
     model = copy.deepcopy(task.model).eval()
-    for parameter in model.parameters():
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for parameter in parameters.values():
         parameter.requires_grad_(True)
     loss_of = task.loss or default_loss
-    sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     count = 0
     for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCHES):
         model.zero_grad()
         torch.as_tensor(loss_of(call(model, batch.inputs), batch.targets)).backward()
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             if parameter.grad is not None:
                 sums[name] += parameter.grad**2 if squared else parameter.grad
         count += 1

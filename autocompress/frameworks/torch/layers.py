@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from autocompress.errors import TaskError
 from autocompress.frameworks.torch.calls import call
 from autocompress.structure import Layer
 
@@ -32,12 +33,18 @@ def heavy_modules(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def layers_of(model: nn.Module, example: Any) -> tuple[Layer, ...]:
-    """Every convolution and linear layer that runs, with its multiply-accumulates for one sample."""
+    """Every convolution and linear layer that runs, with its multiply-accumulates for one sample.
+
+    Raises:
+        TaskError: a layer is called with its input by name.
+    """
     layers: dict[str, Layer] = {}
     hooks = []
 
     def count(name: str) -> Any:
         def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if not inputs:
+                raise TaskError("A layer's input is its first argument, without a name", f"{name} called with input=…")
             weight = module.weight
             macs = _positions(module, inputs[0], output) * weight.numel() + (layers[name].macs if name in layers else 0)
             layers[name] = Layer(name, type(module).__name__, tuple(weight.shape), macs, getattr(module, "groups", 1))

@@ -49,19 +49,24 @@ def default_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     (output,) = outputs_of(outputs)
     if targets.is_floating_point():
         return functional.mse_loss(output.reshape(targets.shape), targets.to(output.dtype))
-    if output.ndim == 1 or output.shape[1] == 1:
+    axis = _class_axis(output, targets)
+    if axis is None:
         return functional.binary_cross_entropy_with_logits(output.reshape(targets.shape), targets.to(output.dtype))
-    return functional.cross_entropy(output, targets.long())
+    return functional.cross_entropy(output.movedim(axis, 1), targets.long())
 
 
 def distillation(outputs: Any, taught: Any, targets: Any) -> torch.Tensor:
-    """Kullback-Leibler divergence of softened classes where the targets are classes, else mean squared difference."""
-    pairs = list(zip(outputs_of(outputs), outputs_of(taught), strict=True))
+    """Kullback-Leibler divergence of softened classes where the targets are classes, else mean squared difference.
+
+    Outputs that a model has only while it trains come after the others, and are not taught.
+    """
+    theirs = outputs_of(taught)
+    pairs = list(zip(outputs_of(outputs)[: len(theirs)], theirs, strict=True))
     axis = _class_axis(pairs[0][0], targets) if len(pairs) == 1 else None
     if axis is None:
         return torch.stack([functional.mse_loss(mine, theirs) for mine, theirs in pairs]).sum()
-    (mine, theirs) = (functional.log_softmax(logits / TEMPERATURE, axis) for logits in pairs[0])
-    divergence = functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(axis).mean()
+    mine, original = (functional.log_softmax(logits / TEMPERATURE, axis) for logits in pairs[0])
+    divergence = functional.kl_div(mine, original, reduction="none", log_target=True).sum(axis).mean()
     return divergence * TEMPERATURE**2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import islice
 
 import numpy as np
@@ -47,7 +48,7 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
     if not norms or comes_alone(task):
         return
     model.eval()
-    momenta = [norm.momentum for norm in norms]
+    momenta, before = [norm.momentum for norm in norms], [copy.deepcopy(norm.state_dict()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
@@ -55,6 +56,8 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
     with torch.no_grad():
         for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
             call(model, batch.inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum, state in zip(norms, momenta, before, strict=True):
         norm.momentum = momentum
+        if not norm.num_batches_tracked:  # a single sample has no statistics
+            norm.load_state_dict(state)
     model.eval()

@@ -34,6 +34,9 @@ def simulate(model: nn.Module, policy: Policy) -> None:
         if isinstance(layer.activations, int):
             module.add_module("simulated_input", SimulatedInput(layer.activations).to(weight.device))
             module.register_forward_pre_hook(quantize_input)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):  # in evaluation it would pass nested tensors, on which no range is defined
+            module.use_nested_tensor = False
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:

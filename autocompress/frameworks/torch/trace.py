@@ -67,17 +67,14 @@ class _Tracer(TorchDispatchMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks at the layers, and every operation outside of them seen. Fused attention layers would hide theirs."""
+        """Hooks at the layers, and every operation outside of them seen."""
         hooks = []
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         for module in self._layers:
             hooks += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave, always_call=True)]
         try:
             with self:
                 yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
             for hook in hooks:
                 hook.remove()
 
