@@ -1,8 +1,9 @@
 """Reading a user's data, whatever its shape, without importing a framework.
 
 A *split* is either a pair of arrays `(inputs, targets)`, or anything that can be iterated again and again and yields batches
-(a DataLoader, for example). A *batch* is `(inputs, targets)`, `(input, input, …, targets)` or a dict with the targets under
-one key. The inputs of a batch are a tuple (positional) or a dict (by name); the first dimension of each array is the batch.
+(a DataLoader or a `tf.data.Dataset`, for example), or a Keras `PyDataset`. A *batch* is `(inputs, targets)`, `(input, input, …,
+targets)` or a dict with the targets under one key; of Keras' own kinds of data it may be `(inputs, targets, sample weights)`.
+The inputs of a batch are a tuple (positional) or a dict (by name); the first dimension of each array is the batch.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from numpy.typing import NDArray
 from autocompress.errors import TaskError
 
 Inputs = tuple[Any, ...] | dict[str, Any]
+ENDLESS = -1
+"""The cardinality of a `tf.data.Dataset` that repeats."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of a model call and the targets that belong to them."""
+    """Inputs of a model call, the targets that belong to them, and how much each sample counts in a loss, where data say so."""
 
     inputs: Inputs
     targets: Any
+    weights: Any = None
 
     @property
     def size(self) -> int:
@@ -34,7 +38,8 @@ class Batch:
 
     def map(self, change: Any) -> Batch:
         """The batch with `change` applied to every array."""
-        return Batch(map_arrays(self.inputs, change), map_arrays(self.targets, change))
+        weights = None if self.weights is None else map_arrays(self.weights, change)
+        return Batch(map_arrays(self.inputs, change), map_arrays(self.targets, change), weights)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,14 @@ class Split:
                 raise TaskError(f"Inputs and targets of the {self.name} data have one length", sorted(sizes))
             if sizes == {0}:
                 raise self._empty()
+            return
+        if self._is_endless:
+            raise TaskError(
+                f"The {self.name} data ends after one pass",
+                f"a {type(self.source).__name__} without an end",
+                "Leave repeat() out, or take() as many batches as a pass has.",
+            )
+        if self._is_py_dataset:
             return
         if hasattr(self.source, "__getitem__") and not isinstance(self.source, list | tuple):
             raise TaskError(
@@ -98,7 +111,7 @@ class Split:
             yield from self._slices(order)
             return
         empty = True
-        for batch in self.source:
+        for batch in self._indexed() if self._is_py_dataset else self.source:
             empty = False
             yield self._split(batch)
         if empty:
@@ -125,6 +138,25 @@ class Split:
         dataset: Any = getattr(self.source, "dataset", None)
         return len(dataset) if hasattr(dataset, "__len__") else None
 
+    @property
+    def batch_count(self) -> int:
+        """Batches of one pass."""
+        if self.is_arrays:
+            return max(1, -(-(self.length or 0) // self.batch_size))
+        try:
+            return len(self.source)
+        except TypeError:  # a loader of an iterable data set does not know
+            return sum(1 for _ in self.batches())
+
+    @property
+    def comes_alone(self) -> bool:
+        """True where the data come one sample at a time."""
+        if self.is_arrays:
+            return self.batch_size == 1
+        if hasattr(self.source, "batch_size"):
+            return bool(self.source.batch_size == 1)
+        return next(self.batches()).size == 1
+
     def digest(self) -> str:
         """A hash of every sample that does not depend on their order (a loader may shuffle)."""
         total = 0
@@ -145,6 +177,25 @@ class Split:
             index = part if order is None else order[part]
             yield Batch(map_arrays(inputs, lambda a, i=index: a[i]), map_arrays(targets, lambda a, i=index: a[i]))
 
+    @property
+    def _is_py_dataset(self) -> bool:
+        """Batches by index, and told when a pass ends."""
+        return all(hasattr(self.source, name) for name in ("__getitem__", "__len__", "on_epoch_end"))
+
+    @property
+    def _is_endless(self) -> bool:
+        cardinality = getattr(self.source, "cardinality", None)  # of a tf.data.Dataset
+        return callable(cardinality) and int(cardinality()) == ENDLESS
+
+    def _indexed(self) -> Iterator[Any]:
+        yield from (self.source[index] for index in range(len(self.source)))
+        self.source.on_epoch_end()
+
+    @property
+    def _has_weights(self) -> bool:
+        """True where a third part of a batch weighs the samples, as Keras reads it."""
+        return self._is_py_dataset or hasattr(self.source, "element_spec")
+
     def _split(self, batch: Any) -> Batch:
         if isinstance(batch, Mapping):
             if self.target_key not in batch:
@@ -160,6 +211,8 @@ class Split:
                 type(batch).__name__,
                 "Let the loader yield both.",
             )
+        if len(batch) == 3 and self._has_weights:
+            return Batch(_as_inputs(batch[0]), batch[1], batch[2])
         inputs = batch[0] if len(batch) == 2 else tuple(batch[:-1])
         return Batch(_as_inputs(inputs), batch[-1])
 

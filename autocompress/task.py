@@ -20,13 +20,14 @@ class Task:
     """A trained model and everything needed to fine-tune and score a smaller one.
 
     Args:
-        model: a trained `torch.nn.Module`. It is never changed.
-        train: data for fine-tuning and, unless `calibration` is given, for calibrating INT8 ranges. A DataLoader (anything
-            that can be iterated again and again) that yields `(inputs, targets)` or dicts; or a pair `(inputs, targets)` of
-            tensors or arrays. `inputs` is one array, a tuple of arrays or a dict of arrays.
+        model: a trained `torch.nn.Module` or `keras.Model`. It is never changed.
+        train: data for fine-tuning and, unless `calibration` is given, for calibrating INT8 ranges. A DataLoader or
+            `tf.data.Dataset` (anything that can be iterated again and again) that yields `(inputs, targets)` or dicts; a Keras
+            `PyDataset`; or a pair `(inputs, targets)` of tensors or arrays. `inputs` is one array, a tuple or a dict of arrays.
         valid: data on which the search scores candidates.
         test: data on which the final front is scored once. Without it the reported accuracies are optimistic.
-        loss: function of (outputs, targets). Default: cross entropy for integer targets, else mean squared error.
+        loss: function of (outputs, targets). Default: cross entropy for integer targets, else mean squared error. For a Keras
+            model whatever `compile` takes, and the default is the loss that it was compiled with, with its optimizer.
         metric: "accuracy", "mse", "mae", or a function of NumPy (predictions, targets) that returns a number. Several outputs
             arrive as a tuple in the model's order.
         direction: "maximize" or "minimize", for a metric function.
@@ -34,9 +35,10 @@ class Task:
         preprocessing: what the deployed model expects to have been done to its inputs, as plain data (for example
             `{"scale": 1 / 255, "layout": "NCHW"}`). It becomes part of the exported bundle's contract.
         optimizer: function of the parameters that returns an optimizer. Default: SGD with momentum for models with batch
-            norm, AdamW for others.
+            norm, AdamW for others; or one like that which a Keras model was compiled with.
         scheduler: function of (optimizer, steps) that returns a learning-rate scheduler; its `step()` is called after each of so
-            many steps. Default: a cosine with warm-up.
+            many steps. For a Keras model it returns a function from a step to its rate. Default: a cosine with warm-up.
+        callbacks: for a Keras model, a function that returns callbacks for the `fit` of one candidate.
         learning_rate: the highest rate of the schedule. Default: the optimizer's own.
         epochs: passes over `train` for each candidate.
         distillation: weight of the original model's outputs in the loss, in [0, 1].
@@ -54,13 +56,14 @@ class Task:
     train: Any
     valid: Any
     test: Any = None
-    loss: Callable[[Any, Any], Any] | None = None
+    loss: Any = None
     metric: str | Callable[[Any, Any], float] = "accuracy"
     direction: Direction | None = None
     calibration: Any = None
     preprocessing: dict[str, Any] | None = None
     optimizer: Callable[[Any], Any] | None = None
     scheduler: Callable[[Any, int], Any] | None = None
+    callbacks: Callable[[], list[Any]] | None = None
     learning_rate: float | None = None
     epochs: int = 3
     distillation: float = 0.7

@@ -213,3 +213,63 @@ def test_nested_inputs_keep_their_form() -> None:
     nested = ({"a": IMAGES}, [CLASSES, CLASSES])
     assert [part.shape for part in map_arrays(nested, lambda a: a[:2])[1]] == [(2,), (2,)]
     assert join([nested, nested])[0]["a"].shape == (20, 2)
+
+
+class PyDataset:
+    """What a Keras PyDataset looks like from outside: batches by index, without an end that iteration would find."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches, self.passes = batches, 0
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches[index % len(self.batches)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def on_epoch_end(self) -> None:
+        self.passes += 1
+
+
+class TfDataset(Loader):
+    """What a tf.data.Dataset looks like from outside."""
+
+    element_spec = "an element spec"
+
+    def __init__(self, *batches: Any, cardinality: int) -> None:
+        super().__init__(*batches)
+        self.count = cardinality
+
+    def cardinality(self) -> int:
+        return self.count
+
+
+@pytest.mark.parametrize("kind", ["PyDataset", "TfDataset"])
+def test_batches_of_keras_data_may_weigh_their_samples(kind: str) -> None:
+    batches = [(IMAGES[:6], CLASSES[:6], CLASSES[:6] / 10), (IMAGES[6:], CLASSES[6:], CLASSES[6:] / 10)]
+    split = Split("train", PyDataset(*batches) if kind == "PyDataset" else TfDataset(*batches, cardinality=2))
+    read = list(split.numpy())
+    assert [len(batch.inputs) for batch in read] == [1, 1]
+    np.testing.assert_array_equal(join([batch.targets for batch in read]), CLASSES)
+    np.testing.assert_array_equal(join([batch.weights for batch in read]), CLASSES / 10)
+    assert split.batch_count == 2
+
+
+def test_a_py_dataset_is_told_when_a_pass_ends() -> None:
+    source = PyDataset((IMAGES, CLASSES))
+    split = Split("train", source)
+    for _ in range(3):
+        assert sum(batch.size for batch in split.batches()) == 10
+    assert source.passes == 3
+
+
+def test_data_without_an_end_are_refused() -> None:
+    with pytest.raises(TaskError, match=r"train data ends after one pass; got a TfDataset without an end.*repeat"):
+        Split("train", TfDataset((IMAGES, CLASSES), cardinality=-1))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 10), (3, 4), (10, 1), (64, 1)])
+def test_batches_are_counted(size: int, count: int) -> None:
+    assert Split("train", (IMAGES, CLASSES), size).batch_count == count
+    assert Split("train", loader(size)).batch_count == count
+    assert Split("train", (IMAGES, CLASSES), size).comes_alone == Split("train", loader(size)).comes_alone == (size == 1)

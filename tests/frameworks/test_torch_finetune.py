@@ -15,13 +15,14 @@ from torch import nn
 import autocompress as ac
 from autocompress.data import Batch
 from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.schedule import WARM_UP, sparsity_at
 from autocompress.frameworks.torch import arithmetic, finetune
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic
 from autocompress.frameworks.torch.features import FeaturePairs
 from autocompress.frameworks.torch.finetune import Trainer, fine_tune
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.optimize import default_optimizer
-from autocompress.frameworks.torch.schedule import WARM_UP, cosine, sparsity_at
+from autocompress.frameworks.torch.schedule import cosine
 from autocompress.frameworks.torch.simulate import set_progress, simulate
 
 SETTINGS = TuneSettings(epochs=2, learning_rate=1e-2, distillation=0.5)

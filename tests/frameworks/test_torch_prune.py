@@ -16,7 +16,8 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.frameworks.base import TuneSettings
-from autocompress.frameworks.torch import gradual, pruning
+from autocompress.frameworks.schedule import silent_channels
+from autocompress.frameworks.torch import pruning
 from autocompress.frameworks.torch.calls import outputs_of
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, quiet
@@ -339,7 +340,7 @@ def test_heads_go_whole_with_the_number_that_their_module_remembers() -> None:
 #   exponential    0    10 - 6.7 = 3  10 - 4.5 = 6  10 - 2 = 8
 @pytest.mark.parametrize(("schedule", "silent"), [("linear", [0, 2, 4, 8]), ("exponential", [0, 3, 6, 8])])
 def test_channels_fall_silent_by_a_schedule(schedule: str, silent: list[int]) -> None:
-    assert [gradual.silent_channels(10, 8, fraction, schedule) for fraction in (0, 0.25, 0.5, 1)] == silent
+    assert [silent_channels(10, 8, fraction, schedule) for fraction in (0, 0.25, 0.5, 1)] == silent
 
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential"])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from autocompress.data import Batch
-from autocompress.frameworks.torch.calls import call, device_of, tensors
+from autocompress.frameworks.torch.calls import device_of, tensors
 from autocompress.task import Task
 
-BATCH_NORM_BATCHES = 25
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -30,40 +27,14 @@ def training_batches(task: Task, model: nn.Module, generator: np.random.Generato
 
 def batch_count(task: Task) -> int:
     """Training batches in one pass."""
-    split = task.splits["train"]
-    if split.is_arrays:
-        return max(1, -(-(split.length or 0) // split.batch_size))
-    try:
-        return len(split.source)
-    except TypeError:  # a loader of an iterable data set does not know
-        return sum(1 for _ in split.source)
+    return task.splits["train"].batch_count
 
 
 def comes_alone(task: Task) -> bool:
     """True where the training data come one sample at a time."""
-    split = task.splits["train"]
-    return (split.batch_size if split.is_arrays else getattr(split.source, "batch_size", None)) == 1
+    return task.splits["train"].comes_alone
 
 
 def batch_norms(model: nn.Module) -> list[Any]:
     """The batch norms of a model."""
     return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-
-
-def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
-    """Replace the running statistics of batch norms by plain averages over some training batches."""
-    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
-    if not norms or comes_alone(task):
-        return
-    model.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    with torch.no_grad():
-        for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
-            call(model, batch.inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()

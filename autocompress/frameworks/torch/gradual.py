@@ -6,7 +6,6 @@ Zeroing the weights that read a channel equals removing it, so the model that tr
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,18 +15,11 @@ from torch import nn
 
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.channels import removed_slices
+from autocompress.frameworks.schedule import gradual_epochs, silent_channels
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.task import Task
-
-SHARE = 1 / 3
-"""Of the epochs, in which channels fall silent; the others train what is left. With a single epoch there is none."""
-
-
-def gradual_epochs(settings: TuneSettings) -> int:
-    """How many of the epochs train the whole model."""
-    return 0 if settings.pruning_schedule == "one_shot" else round(SHARE * settings.epochs)
 
 
 def prune_gradually(
@@ -64,16 +56,6 @@ def prune_gradually(
     trainer.run(progress, silence)
     remove_channels(model, pruning.groups, removed, pruning.proof.follow)
     return model
-
-
-def silent_channels(channels: int, removed: int, fraction: float, schedule: str) -> int:
-    """How many of the channels that go are silent when a fraction of the steps is done.
-
-    linear: equally many in every step. exponential: in every step the same share of those that still speak.
-    """
-    if schedule == "linear" or removed == channels:
-        return round(removed * fraction)
-    return round(channels * (1 - math.pow(1 - removed / channels, fraction)))
 
 
 def _least_important_first(pruning: Pruning, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

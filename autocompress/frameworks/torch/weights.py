@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from autocompress import grids
-from autocompress.frameworks.torch.schedule import BINARY_WEIGHTS_FROM, sparsity_at
+from autocompress.frameworks.schedule import BINARY_WEIGHTS_FROM, MASKS, mask_level
 from autocompress.policy import LayerPolicy
 
-MASKS = 20
-"""How often a growing mask is chosen anew. Zhu & Gupta (2017) found that the frequency hardly matters."""
 LEARNED_BITS = (4, 3, 2)
 """Weight widths whose step is learned. Wider grids follow their channel's largest weight."""
 SMALLEST_FACTOR = 0.01
@@ -80,7 +78,7 @@ class SimulatedWeight(nn.Module):
         self.is_waiting = self.bits == 1 and fraction < BINARY_WEIGHTS_FROM
         if self.mask is None or self.level is None:
             return
-        level = math.ceil(sparsity_at(fraction) * MASKS)
+        level = mask_level(fraction)
         if level != int(self.level):
             self.level.fill_(level)
             self.mask.copy_(self._mask_of(self._kept(weight), self.policy.sparsity * level / MASKS))

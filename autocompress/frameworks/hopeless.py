@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from numpy.typing import NDArray
 
-from autocompress.data import join, to_numpy
+from autocompress.data import Inputs, join
 from autocompress.errors import HopelessError, TaskError
-from autocompress.frameworks.torch.calls import call, device_of, outputs_of, tensors
 from autocompress.task import Task
 
 SAMPLES = 512
 """Of the validation data; they decide only whether a model has learned anything."""
 LEAST_SHARE = 0.1
+
+Predicted = Callable[[Any, Iterable[Inputs]], list[NDArray[Any]]]
+"""From a framework's model and batches of inputs to its outputs."""
 
 
 class Prospects:
@@ -25,7 +27,8 @@ class Prospects:
     it is above that by a tenth of what the original is.
     """
 
-    def __init__(self, task: Task, teacher: nn.Module) -> None:
+    def __init__(self, task: Task, teacher: Any, predicted: Predicted) -> None:
+        self.predicted = predicted
         self.task, self.batches, seen = task, [], 0
         for batch in task.splits["valid"].numpy():
             self.batches.append(batch)
@@ -40,13 +43,13 @@ class Prospects:
         except TaskError:  # a metric that has no value for constant outputs
             self.floor = -np.inf
 
-    def require(self, model: nn.Module) -> None:
+    def require(self, model: Any) -> None:
         """Look at a model after its first epoch; it is left in evaluation mode.
 
         Raises:
             HopelessError: it is hardly better than a model that ignores its input.
         """
-        found = self._score(self._outputs(model.eval()))
+        found = self._score(self._outputs(model))
         if found - self.floor < LEAST_SHARE * (self.original - self.floor):
             found, floor, original = (self.task.scorer.gain(value) for value in (found, self.floor, self.original))
             raise HopelessError(
@@ -54,11 +57,8 @@ class Prospects:
                 f"model that ignores its input has {floor:.4g} and the original {original:.4g}."
             )
 
-    def _outputs(self, model: nn.Module) -> list[Any]:
-        device = device_of(model)
-        with torch.no_grad():
-            found = [outputs_of(call(model, tensors(batch.inputs, device))) for batch in self.batches]
-        return [np.concatenate([to_numpy(outputs[i]) for outputs in found]) for i in range(len(found[0]))]
+    def _outputs(self, model: Any) -> list[Any]:
+        return self.predicted(model, (batch.inputs for batch in self.batches))
 
     def _score(self, outputs: list[Any]) -> float:
         predictions = outputs[0] if len(outputs) == 1 else tuple(outputs)

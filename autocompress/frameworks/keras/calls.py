@@ -1,0 +1,65 @@
+"""Calling a Keras model with a batch, and looking at what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.data import Inputs, map_arrays, to_numpy
+from autocompress.frameworks.keras.nodes import as_argument
+from autocompress.task import Task
+
+Wrap = Callable[[keras.layers.Layer, Callable[..., Any]], Callable[..., Any]]
+"""From a layer and its `call` to what is called instead."""
+
+
+def call(model: keras.Model, inputs: Inputs) -> Any:
+    """The model in inference mode on positional or named inputs, eagerly."""
+    return model(as_argument(inputs), training=False)
+
+
+def outputs_of(value: Any) -> list[Any]:
+    """The tensors of an output in the model's order."""
+    return list(keras.tree.flatten(value))
+
+
+def predicted(model: keras.Model, batches: Iterable[Inputs]) -> list[NDArray[Any]]:
+    """The outputs for batches of inputs, in order."""
+    found = [[keras.ops.convert_to_numpy(output) for output in outputs_of(call(model, inputs))] for inputs in batches]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def example_inputs(task: Task, batch: int) -> Inputs:
+    """`batch` training samples as NumPy arrays; the last is repeated where there are fewer. Floats are float32."""
+    samples = task.splits["train"].take(batch)
+    samples += [samples[-1]] * (batch - len(samples))
+    names = samples[0].keys() if isinstance(samples[0], dict) else range(len(samples[0]))
+    joined = {name: as_float32(np.concatenate([sample[name] for sample in samples])) for name in names}  # type: ignore[index]
+    return joined if isinstance(samples[0], dict) else tuple(joined.values())
+
+
+def arrays(values: Any) -> Any:
+    """Inputs or targets with every array in NumPy."""
+    return map_arrays(values, lambda array: as_float32(to_numpy(array)))
+
+
+def as_float32(array: NDArray[Any]) -> NDArray[Any]:
+    """NumPy's float64 becomes float32, as models have it."""
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+@contextmanager
+def calls_replaced(layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator[None]:
+    """Within it, other functions are called in place of some layers' own. What was traced before is not changed."""
+    for layer in layers:
+        object.__setattr__(layer, "call", wrap(layer, layer.call))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            object.__delattr__(layer, "call")

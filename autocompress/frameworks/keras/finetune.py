@@ -1,0 +1,180 @@
+"""Fine-tuning a candidate: calibrated ranges, one cycle of training with the original as teacher, fresh batch-norm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+import numpy as np
+
+from autocompress.errors import DivergedError
+from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.hopeless import Prospects
+from autocompress.frameworks.keras.batches import batch_norms, training_batches
+from autocompress.frameworks.keras.calls import calls_replaced, predicted
+from autocompress.frameworks.keras.graph import rebuild
+from autocompress.frameworks.keras.losses import Objective, loss_of
+from autocompress.frameworks.keras.nodes import graph_of
+from autocompress.frameworks.keras.optimize import Rates, optimizer_of
+from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimate_batch_norm
+from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
+from autocompress.task import Task
+
+AfterStep = Callable[[], None]
+"""Called after every step of the optimizer."""
+
+
+def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: TuneSettings, progress: Progress) -> None:
+    """Train a simulated model in place.
+
+    Args:
+        task: with data and loss.
+        model: the candidate.
+        original: the task's model as a graph.
+        settings: how long and how hard.
+        progress: told the finished fraction.
+
+    Raises:
+        TaskError: there is no loss.
+        DivergedError: the loss is not a number.
+        HopelessError: the settings ask for an early end, and the first epoch was in vain.
+    """
+    make_repeatable(model, settings.seed)
+    share_binary_scales(model, settings.binarization == "dorefa")
+    calibrate_ranges(task, model)
+    teacher = teacher_of(original)
+    if task.fine_tune is not None:
+        task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
+    else:
+        Trainer(task, model, settings, teacher).run(progress)
+    set_progress(model, 1.0)
+    reestimate_batch_norm(model, task)
+    progress(1.0)
+
+
+def teacher_of(original: keras.Model) -> keras.Model:
+    """A copy of a graph that is not trained."""
+    teacher = rebuild(original, lambda name, layer: None)
+    teacher.trainable = False
+    return teacher
+
+
+def make_repeatable(model: keras.Model, seed: int) -> None:
+    """Seed Keras and every layer that draws random numbers."""
+    keras.utils.set_random_seed(seed)
+    states = [variable for variable in model.variables if variable.name == "seed_generator_state"]
+    for index, state in enumerate(states):
+        state.assign(np.array([seed, index], dtype=state.dtype))
+
+
+class Trainer:
+    """One fine-tuning by Keras' own `fit`, and the steps that are done."""
+
+    def __init__(self, task: Task, model: keras.Model, settings: TuneSettings, teacher: keras.Model) -> None:
+        self.task, self.model, self.teacher, self.settings = task, model, teacher, settings
+        self.steps, self.done = settings.epochs * task.splits["train"].batch_count, 0
+        self.student = Student(graph_of(model).input, graph_of(model).output, name=model.name)
+        self.student.objective = Objective(task, model, teacher, settings)
+        optimizer = optimizer_of(task, model, settings.learning_rate)
+        self.rates = Rates(task, optimizer, settings.learning_rate, self.steps)
+        self.student.compile(optimizer, **loss_of(task), metrics=_metrics_of(task), jit_compile=False)
+
+    def run(self, progress: Progress, after_step: AfterStep | None = None) -> None:
+        """All epochs.
+
+        Raises:
+            DivergedError: the loss is not a number.
+            HopelessError: the settings ask for an early end, and the first epoch was in vain.
+        """
+        own = self.task.callbacks() if self.task.callbacks is not None else []
+        features = self.student.objective.features
+        with ExitStack() as stack:
+            if self.task.splits["train"].comes_alone:  # a single sample has no statistics; the original's stand still
+                stack.enter_context(calls_replaced(batch_norms(self.model), _in_inference_mode))
+            if features is not None:
+                stack.enter_context(features.watched())
+            self.student.fit(
+                self._batches(),
+                epochs=self.settings.epochs,
+                steps_per_epoch=self.steps // self.settings.epochs,
+                callbacks=[_Course(self, progress, after_step), *own],
+                shuffle=False,
+                verbose=0,
+            )
+
+    def _batches(self) -> Iterator[tuple[Any, ...]]:
+        """Batches without an end, in the form that `fit` takes."""
+        generator = np.random.default_rng(self.settings.seed)
+        while True:
+            for batch in training_batches(self.task, self.model, generator):
+                inputs = batch.inputs if isinstance(batch.inputs, dict) or len(batch.inputs) > 1 else batch.inputs[0]
+                yield (inputs, batch.targets) if batch.weights is None else (inputs, batch.targets, batch.weights)
+
+
+class Student(keras.Model):
+    """The candidate's layers, with a loss that knows the teacher."""
+
+    objective: Objective
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The compiled loss, mixed with the distance from the teacher."""
+        own = super().compute_loss(x, y, y_pred, sample_weight, training)
+        return self.objective.mixed(own, x, y_pred)
+
+
+class _Course(keras.callbacks.Callback):
+    """What happens around every step, and after the first epoch."""
+
+    def __init__(self, trainer: Trainer, progress: Progress, after_step: AfterStep | None) -> None:
+        super().__init__()
+        self.trainer, self.progress, self.after_step = trainer, progress, after_step
+        watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1
+        self.prospects = Prospects(trainer.task, trainer.teacher, predicted) if watched else None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Learning rate, zeros and binary layers of the step."""
+        self._synchronize()
+        trainer = self.trainer
+        trainer.rates.set(trainer.done)
+        set_progress(trainer.model, min(trainer.done / trainer.steps, 1.0))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Look at the loss, and go on."""
+        trainer, loss = self.trainer, float((logs or {})["loss"])  # the epoch's mean, in which a NaN stays
+        if not np.isfinite(loss):
+            raise DivergedError(
+                f"The loss became {loss} after {trainer.done} of {trainer.steps} steps; a smaller learning_rate may help."
+            )
+        trainer.done += 1
+        if self.after_step is not None:
+            self._synchronize()
+            self.after_step()
+        self.progress(min(trainer.done / trainer.steps, 1.0))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Is it worth going on?"""
+        if epoch == 0 and self.prospects is not None:
+            self._synchronize()
+            self.prospects.require(self.trainer.model)
+
+    def _synchronize(self) -> None:
+        """On JAX, `fit` holds the numbers outside of the variables."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+
+
+def _metrics_of(task: Task) -> Any:
+    """New metrics like those that the model was compiled with, where the user's callbacks may look at them."""
+    config = task.model.get_compile_config() if task.callbacks is not None and task.model.compiled else {}
+    return keras.saving.deserialize_keras_object(config["metrics"]) if config.get("metrics") else None
+
+
+def _in_inference_mode(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "training": False})
+
+    return called

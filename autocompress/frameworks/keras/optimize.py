@@ -1,0 +1,74 @@
+"""Optimizer and learning-rate schedule of a fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from autocompress.frameworks.keras.batches import batch_norms
+from autocompress.frameworks.keras.losses import is_compiled
+from autocompress.frameworks.schedule import cosine_share
+from autocompress.task import Task
+
+SGD_RATE, ADAMW_RATE = 0.03, 1e-3
+"""Highest rates of the cycle where neither the task nor the model names one."""
+SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
+"""Keras decays weights beside the gradient; of SGD with a momentum of 0.9, ten times the usual 5e-4 does the same."""
+GRADIENT_NORM = 5.0
+CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+
+
+def optimizer_of(task: Task, model: keras.Model, highest: float | None) -> Any:
+    """A new optimizer: the task's, or one like that which the user's model was compiled with, or the default.
+
+    The compiled one is used only where the compiled loss is. Norms, biases and steps of grids do not decay.
+    """
+    if task.optimizer is not None:
+        return task.optimizer(model.trainable_variables)
+    if task.loss is None and is_compiled(task.model):
+        optimizer = _like(task.model.optimizer, highest, keeps_schedule=task.scheduler is None)
+    else:
+        optimizer = _default(model)
+    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _decays(v)])
+    return optimizer
+
+
+class Rates:
+    """The learning rate of each step: the task's own schedule, that of the compiled optimizer, or a cosine with warm-up."""
+
+    def __init__(self, task: Task, optimizer: Any, highest: float | None, steps: int) -> None:
+        self.optimizer, self.steps = optimizer, steps
+        self.schedule = task.scheduler(optimizer, steps) if task.scheduler else None
+        is_scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        self.is_fixed = is_scheduled and self.schedule is None and highest is None
+        if not self.is_fixed:
+            self.highest = highest or float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+    def set(self, step: int) -> None:
+        """Give the optimizer its rate for a step."""
+        if not self.is_fixed:
+            rate = self.schedule(step) if self.schedule else self.highest * cosine_share(min(step, self.steps), self.steps)
+            self.optimizer.learning_rate = float(rate)
+
+
+def _default(model: keras.Model) -> Any:
+    """SGD for networks with batch norm, AdamW for others, as for PyTorch."""
+    if batch_norms(model):
+        options = {"momentum": 0.9, "nesterov": True, "weight_decay": SGD_DECAY}
+        return keras.optimizers.SGD(SGD_RATE, **options, global_clipnorm=GRADIENT_NORM)
+    return keras.optimizers.AdamW(ADAMW_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=GRADIENT_NORM)
+
+
+def _like(optimizer: Any, highest: float | None, *, keeps_schedule: bool) -> Any:
+    """A new optimizer of the same settings, which clips gradients if the user's does not."""
+    config = optimizer.get_config()
+    if highest or not keeps_schedule:
+        config["learning_rate"] = highest or float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    if not any(config.get(name) for name in CLIPPING):
+        config["global_clipnorm"] = GRADIENT_NORM
+    return type(optimizer).from_config(config)
+
+
+def _decays(variable: Any) -> bool:
+    return len(variable.shape) > 1 and variable.name != "factor"

@@ -1,0 +1,66 @@
+"""What a model remembers of its data, taken anew without training: batch-norm statistics and the ranges of quantized inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+
+from autocompress.frameworks.keras.batches import batch_norms, training_batches
+from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
+from autocompress.frameworks.keras.simulate import calibrating, has_unseen_inputs, simulated_inputs
+from autocompress.task import Task
+
+BATCH_NORM_BATCHES = 25
+CALIBRATION_BATCHES = 8
+
+
+def reestimate(model: keras.Model, task: Task) -> None:
+    """Take all of it anew, in place: statistics of what runs unquantized, then ranges.
+
+    8 bits hardly move a statistic; where inputs have fewer, the statistics are taken once more with the inputs on their grids.
+    """
+    quantizers = simulated_inputs(model).values()
+    for quantizer in quantizers:
+        quantizer.forget()
+    reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)
+    if any(quantizer.bits < 8 for quantizer in quantizers):
+        reestimate_batch_norm(model, task)
+
+
+def calibrate_ranges(task: Task, model: keras.Model) -> None:
+    """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
+    if not has_unseen_inputs(model):
+        return
+    with calibrating(model):
+        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
+            call(model, arrays(batch.inputs))
+
+
+def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
+    """Replace the moving statistics of batch norms by plain averages over some training batches. Frozen ones keep theirs.
+
+    Keras' default momentum of 0.99 takes hundreds of batches to forget what the statistics were before.
+    """
+    norms = [norm for norm in batch_norms(model) if norm.trainable]
+    if not norms or task.splits["train"].comes_alone:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with calls_replaced(norms, _in_training_mode):
+        for count, batch in enumerate(islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)):
+            for norm in norms:
+                norm.momentum = count / (count + 1)  # a cumulative average
+            call(model, batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _in_training_mode(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "training": True})
+
+    return called

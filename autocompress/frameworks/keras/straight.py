@@ -1,0 +1,41 @@
+"""Functions with gradients of their own, on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+Gradients = Callable[[Any], tuple[Any, ...]]
+"""From the gradient of a value to those of the arguments that it was computed from."""
+
+
+def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[..., Any]:
+    """A function of tensors, from one that returns the value and its gradients. It may not use variables or other tensors."""
+
+    @ops.custom_gradient
+    def forward(*arguments: Any) -> Any:
+        value, gradients = function(*arguments)
+
+        def backward(*given: Any, upstream: Any = None) -> Any:  # torch names it, the others do not
+            return gradients(given[0] if upstream is None else upstream)
+
+        return value, backward
+
+    return forward
+
+
+def read(variable: Any) -> Any:
+    """The value of a variable as a tensor. TensorFlow would otherwise hand on the variable, which no gradient function may see."""
+    return ops.cast(variable, variable.dtype)
+
+
+def straight_through(change: Callable[..., Any], value: Any, *constants: Any) -> Any:
+    """`change(value, *constants)` with the gradient of the value itself (Bengio et al. 2013)."""
+
+    @differentiated
+    def changed(value: Any, *constants: Any) -> Any:
+        return change(value, *constants), lambda gradient: (gradient, *map(ops.zeros_like, constants))
+
+    return changed(value, *constants)
