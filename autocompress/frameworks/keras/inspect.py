@@ -13,7 +13,7 @@ from autocompress.frameworks.channels import ChannelGroup
 from autocompress.frameworks.keras.graph import layers_by_name, rebuild
 from autocompress.frameworks.keras.layers import DEPTHWISE, arrays
 from autocompress.frameworks.keras.nodes import graph_of, is_graph
-from autocompress.frameworks.keras.prune import remove_channels, silence
+from autocompress.frameworks.keras.prune import remove_channels, silent_weights, weights_by_name
 from autocompress.frameworks.proof import Outputs, Proof, Prover, Removed
 
 SATURATING = ("sigmoid", "softmax", "tanh")
@@ -30,22 +30,29 @@ class _KerasProver(Prover):
 
     def __init__(self, model: keras.Model, example: Any, groups: Mapping[str, ChannelGroup]) -> None:
         super().__init__(groups)
-        self._model = model
-        self._weights = model.get_weights()
-        self._here = arrays(model, example)
-        self._elsewhere = [_another(keras.ops.convert_to_numpy(array)) for array in self._here]
+        self._model, self._weights = model, weights_by_name(model)
+        model.compile(jit_compile=False)  # it is run often, so a function is made of it once
+        here = arrays(model, example)
+        elsewhere = [_another(keras.ops.convert_to_numpy(array)) for array in here]
+        self._here, self._elsewhere = (keras.tree.pack_sequence_as(graph_of(model).input, given) for given in (here, elsewhere))
 
     def pruned_outputs(self, removed: Removed, follow: Iterable[str]) -> Outputs:
         """Of a smaller copy."""
-        return _outputs(remove_channels(self._model, self.groups, removed), self._here)
+        return _flat(remove_channels(self._model, self.groups, removed)(self._here, training=False))
 
     def silenced_outputs(self, removed: Removed, elsewhere: bool = False) -> Outputs:
         """Of the model while it is silenced."""
-        silence(self._model, self.groups, removed)
+        silent = silent_weights(self._weights, self.groups, removed)
+        before = {tensor: keras.ops.convert_to_numpy(self._weights[tensor]) for tensor in silent}
+        self._assign(silent)
         try:
-            return _outputs(self._model, self._elsewhere if elsewhere else self._here)
+            return _flat(self._model.predict_on_batch(self._elsewhere if elsewhere else self._here))
         finally:
-            self._model.set_weights(self._weights)
+            self._assign(before)
+
+    def _assign(self, values: Mapping[str, NDArray[Any]]) -> None:
+        for tensor, value in values.items():
+            self._weights[tensor].assign(value)
 
 
 def perturbed(model: keras.Model) -> keras.Model:
@@ -69,7 +76,7 @@ def _noise(layer: keras.layers.Layer, weight: Any, generator: np.random.Generato
     if len(shape) <= 1:
         return generator.random(shape) + 0.5
     outputs = shape[-1] * (shape[-2] if isinstance(layer, DEPTHWISE) else 1)
-    return generator.normal(size=shape) / (np.prod(shape) / outputs) ** 0.5
+    return np.asarray(generator.normal(size=shape) / (np.prod(shape) / outputs) ** 0.5)
 
 
 def _saturating_ends(model: keras.Model) -> set[int]:
@@ -77,11 +84,10 @@ def _saturating_ends(model: keras.Model) -> set[int]:
     found = set()
     for tensor in graph_of(model).outputs:
         operation = tensor._keras_history.operation
+        activation = getattr(getattr(operation, "activation", None), "__name__", "")
         if is_graph(operation):
             found |= _saturating_ends(operation)
-        elif getattr(getattr(operation, "activation", None), "__name__", "") in SATURATING or isinstance(
-            operation, keras.layers.Softmax
-        ):
+        elif activation in SATURATING or isinstance(operation, keras.layers.Softmax):
             found.add(id(operation))
     return found
 
@@ -96,10 +102,8 @@ def _open_end(layer: keras.layers.Layer) -> keras.layers.Layer:
     return new
 
 
-def _outputs(model: keras.Model, inputs: list[Any]) -> Outputs:
-    graph = graph_of(model)
-    given = keras.tree.pack_sequence_as(graph.input, inputs)
-    return [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(model(given, training=False))]
+def _flat(outputs: Any) -> Outputs:
+    return [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
 def _another(array: NDArray[Any]) -> NDArray[Any]:

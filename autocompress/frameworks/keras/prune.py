@@ -40,10 +40,18 @@ def silence(model: keras.Model, groups: Groups, removed: Mapping[str, Sequence[i
     They still run through batch norms and activations, but the weights that read them are zero: exactly what removing them does.
     """
     weights = weights_by_name(model)
-    for (tensor, axis), gone in removed_slices(groups, removed, ("reads",)).items():
-        value = np.array(keras.ops.convert_to_numpy(weights[tensor]))
-        np.moveaxis(value, axis, 0)[gone] = 0
+    for tensor, value in silent_weights(weights, groups, removed).items():
         weights[tensor].assign(value)
+
+
+def silent_weights(weights: Mapping[str, Any], groups: Groups, removed: Mapping[str, Sequence[int]]) -> dict[str, NDArray[Any]]:
+    """The weights that read some channels, with zeros where they do."""
+    found: dict[str, NDArray[Any]] = {}
+    for (tensor, axis), gone in removed_slices(groups, removed, ("reads",)).items():
+        if tensor not in found:
+            found[tensor] = np.array(keras.ops.convert_to_numpy(weights[tensor]))
+        np.moveaxis(found[tensor], axis, 0)[gone] = 0
+    return found
 
 
 def weights_by_name(model: keras.Model) -> dict[str, Any]:

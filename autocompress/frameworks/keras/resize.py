@@ -36,7 +36,7 @@ def resized(layer: keras.layers.Layer, before: Sequence[Shape], after: Sequence[
     elif "filters" in config:
         filters = after[0][writing_axes(layer)[0]]
         config["filters"] = filters
-        if "groups" in config:
+        if config.get("groups", 1) > 1:
             config["groups"] = layer.groups * filters // layer.filters
     elif not isinstance(layer, DEPTHWISE):
         config |= _followed(config, before, after)

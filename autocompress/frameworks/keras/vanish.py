@@ -43,23 +43,27 @@ def live_among(arguments: Any) -> list[keras.KerasTensor]:
 def constant(layer: keras.layers.Layer, bias: NDArray[Any] | None, nothing: Nothing, shape: tuple[int | None, ...]) -> Any:
     """What a layer that reads nothing yields: its bias everywhere.
 
-    OpenVINO folds it: its values depend on nothing, and it takes nothing but the batch size from the model.
+    OpenVINO folds it: its values depend on nothing, and it takes nothing but sizes from the model.
 
     Args:
         layer: the original.
         bias: of its remaining outputs.
         nothing: what it reads.
-        shape: of its output, with its remaining outputs.
+        shape: of its output, with its remaining outputs. A size that is not fixed is that of the source.
 
     Raises:
-        ValueError: the shape is not fixed.
+        ValueError: the source has other dimensions, and not all sizes are fixed.
     """
-    if None in shape[1:]:
-        raise ValueError(f"the size of what {layer.name} yields is known only when the model runs")
     source = keras.Input(batch_shape=nothing.source.shape, dtype=nothing.source.dtype)
-    one = keras.ops.reshape(source, (source.shape[0] or -1, int(np.prod(source.shape[1:]))))[:, :1]
-    zeros = keras.ops.reshape(keras.ops.zeros_like(one, dtype=layer.compute_dtype), (-1, *[1] * (len(shape) - 1)))
-    value = keras.ops.tile(zeros, (1, *shape[1:]))
+    ndim = len(source.shape)
+    if None in shape[1:] and len(shape) != ndim:
+        raise ValueError(f"the size of what {layer.name} yields is known only when the model runs")
+    followed = [axis == 0 or (len(shape) == ndim and shape[axis] is None) for axis in range(ndim)]
+    one = source[tuple(slice(None) if follows else slice(0, 1) for follows in followed)]
+    zeros = keras.ops.zeros_like(one, dtype=layer.compute_dtype)
+    if len(shape) != ndim:
+        zeros = keras.ops.reshape(zeros, (-1, *[1] * (len(shape) - 1)))
+    value = keras.ops.tile(zeros, (1, *(size or 1 for size in shape[1:])))
     offset = _offset(layer, bias, len(shape))
     if offset is not None:
         value = keras.layers.Rescaling(1.0, offset, dtype=layer.dtype_policy)(value)
