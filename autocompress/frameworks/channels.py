@@ -33,6 +33,7 @@ class Axis:
         axis: along which it is sliced; None where the layer loses channels without a slice (inputs of a grouped convolution).
         classes: class of each index; 0 for what belongs to no channel.
         role: what the layer does with the channels.
+        each: how many of the layer's channels lie in one index: several where they have more than one dimension (heads).
     """
 
     layer: str
@@ -40,6 +41,7 @@ class Axis:
     axis: int | None
     classes: NDArray[np.int64]
     role: Role
+    each: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Member:
     """Where the channels of a group lie in one tensor.
 
     Attributes:
-        layer, tensor, axis, role: see `Axis`.
+        layer, tensor, axis, role, each: see `Axis`.
         indices: (channels, slices of each) along the axis.
     """
 
@@ -69,11 +71,12 @@ class Member:
     axis: int | None
     role: Role
     indices: NDArray[np.int64]
+    each: int = 1
 
     @property
     def width(self) -> int:
-        """Slices of one channel."""
-        return int(self.indices.shape[1])
+        """Channels of the layer that go with one channel of the group."""
+        return int(self.indices.shape[1]) * self.each
 
 
 @dataclass(frozen=True)
@@ -138,20 +141,28 @@ def _grouped(traced: Traced) -> Iterator[tuple[tuple[Member, ...], str | None]]:
         members = []
         for place, (number, _) in enumerate(signature):
             axis = traced.axes[number]
-            members.append(
-                Member(axis.layer, axis.tensor, axis.axis, axis.role, np.stack([places[one][place][1] for one in classes]))
-            )
+            indices = np.stack([places[one][place][1] for one in classes])
+            members.append(Member(axis.layer, axis.tensor, axis.axis, axis.role, indices, axis.each))
         yield tuple(members), reason
 
 
 def element_axes(
-    name: str, classes: NDArray[np.int64], reasons: dict[int, str], layer: str = "", role: Role = "carries"
+    name: str, classes: NDArray[np.int64], reasons: dict[int, str], layer: str = "", role: Role = "carries", channels: int = 0
 ) -> Iterator[Axis]:
-    """The axis of a parameter along which its classes vary; if they vary along several, its channels have to stay."""
+    """The axis of a tensor along which its classes vary; if they vary along several, its channels have to stay.
+
+    Args:
+        name: of the tensor.
+        classes: of its elements.
+        reasons: class → why it has to stay; added to.
+        layer: see `Axis`.
+        role: see `Axis`.
+        channels: how many the layer has there, if not one for each index.
+    """
     varying = [a for a in range(classes.ndim) if (classes != classes.take([0], a)).any()]
     if len(varying) == 1:
         line = np.moveaxis(classes, varying[0], 0).reshape(classes.shape[varying[0]], -1)[:, 0]
-        yield Axis(layer, name, varying[0], line, role)
+        yield Axis(layer, name, varying[0], line, role, max(1, channels // len(line)))
     for found in np.unique(classes).tolist() if len(varying) != 1 else ():
         reasons.setdefault(found, f"its channels lie across {name}")
 

@@ -1,6 +1,6 @@
 """Labels: which channel each element of a tensor belongs to.
 
-A label has one class id per element; 0 is "no channel". It is kept small: along a dimension in which it does not vary its size is 1.
+A label has one class id per element; 0 is "no channel". It is kept small: its size is 1 where it does not vary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def compressed(label: Ids) -> Ids:
 
 def varies(label: Ids, axis: int) -> bool:
     """True where the label differs along a dimension."""
-    return label.shape[axis] > 1
+    return bool(label.shape[axis] > 1)
 
 
 def aligned(label: Ids, ndim: int) -> Ids:
@@ -42,6 +42,6 @@ def united(classes: Classes, label: Ids, axes: Sequence[int]) -> Ids:
     axes = tuple(axis % label.ndim for axis in axes if label.ndim)
     if not any(varies(label, axis) for axis in axes):
         return label
-    one = label.max(axes, keepdims=True)
+    one: Ids = label.max(axes, keepdims=True)
     classes.join(label, one)
     return one
