@@ -78,7 +78,7 @@ class Prover(ABC):
                 unknown.append(name)
         proof.follow = [name for name in proof.follow if name in unknown]
         proof.proven = self._jointly(self._bisect(unknown, proof), proof)
-        proof.removable = [name for name in proof.proven if self._can_vanish(name, proof.follow)]
+        proof.removable = self._vanishing([name for name in proof.proven if self._can_be_spared(name)], proof.follow)
         return proof
 
     def _bisect(self, names: list[str], proof: Proof) -> list[str]:
@@ -119,16 +119,27 @@ class Prover(ABC):
                 proof.frozen[name] = f"beside {len(kept)} other groups, {reason}"
         return kept
 
-    def _can_vanish(self, name: str, follow: Iterable[str]) -> bool:
-        """True where all channels can go and the output still depends on the input."""
-        removed = {name: list(range(self.groups[name].channels))}
+    def _can_be_spared(self, name: str) -> bool:
+        """True where the output still depends on the input when nothing reads any of the group's channels."""
+        removed = self._whole([name])
+        return difference(self.silenced_outputs(removed), self.silenced_outputs(removed, elsewhere=True)) > ALIVE
+
+    def _vanishing(self, names: list[str], follow: Iterable[str]) -> list[str]:
+        """The groups that can be removed whole. Halves that fail are looked into."""
+        if not names or self._can_vanish(names, follow):
+            return names
+        middle = len(names) // 2
+        return self._vanishing(names[:middle], follow) + self._vanishing(names[middle:], follow) if middle else []
+
+    def _can_vanish(self, names: list[str], follow: Iterable[str]) -> bool:
+        removed = self._whole(names)
         try:
-            here, elsewhere = self.silenced_outputs(removed), self.silenced_outputs(removed, elsewhere=True)
-            if not difference(here, elsewhere) > ALIVE:
-                return False
-            return difference(self.pruned_outputs(removed, follow), here) <= TOLERANCE
+            return difference(self.pruned_outputs(removed, follow), self.silenced_outputs(removed)) <= TOLERANCE
         except Exception:  # a user's forward can raise anything on what is left
             return False
+
+    def _whole(self, names: Iterable[str]) -> Removed:
+        return {name: list(range(self.groups[name].channels)) for name in names}
 
     def _refuted(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
         """None if removing half the channels of all groups equals silencing them in the whole model; else why not."""

@@ -132,11 +132,12 @@ class Builder:
         """What stands in the place of an operation."""
         old = node.operation
         if id(old) not in self._made:
-            self._made[id(old)] = self.make(old, args, kwargs, prefix)
+            self._made[id(old)] = self.make(node, args, kwargs, prefix)
         return self._made[id(old)]
 
-    def make(self, old: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
+    def make(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
         """Make what will stand in the place of an operation that is met for the first time."""
+        old = node.operation
         name = prefix + old.name
         if is_graph(old):
             return self.graph(old, inputs_of(old, args, kwargs), f"{name}/")
@@ -157,10 +158,11 @@ class _Expander(Builder):
         is_expanded = is_graph(made) and not is_graph(node.operation)
         return made(as_argument(symbolic_in(args, kwargs))) if is_expanded else made(*args, **kwargs)
 
-    def make(self, old: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
+    def make(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
         """A graph of what a layer made of layers does."""
+        old = node.operation
         inside = traced_composite(old, args, kwargs) if is_composite(old) else None
-        return super().make(old, args, kwargs, prefix) if inside is None else self.graph(inside, prefix=f"{prefix}{old.name}/")
+        return super().make(node, args, kwargs, prefix) if inside is None else self.graph(inside, prefix=f"{prefix}{old.name}/")
 
 
 def _input(old: keras.KerasTensor, new: keras.KerasTensor) -> keras.KerasTensor:

@@ -21,6 +21,8 @@ NORMS = (
     keras.layers.PReLU,
 )
 """Layers whose weights only carry channels."""
+INPUTS, GROUPS = "#inputs", "#groups"
+"""Behind a layer's name: what goes with channels without being a slice of a weight."""
 
 
 class Note(Protocol):
@@ -86,7 +88,7 @@ class LayerRules:
         ids = np.broadcast_to(value.label.reshape(-1), value.shape[axis])
         grouped = ids.reshape(layer.groups, -1)
         self.classes.join(grouped, grouped.max(1, keepdims=True))
-        self.note("", f"{call.name}#groups", grouped.max(1), "carries")
+        self.note("", call.name + GROUPS, grouped.max(1), "carries")
 
     def _read(self, call: Call, axis: int) -> Ids | None:
         """Ids along the axis that a layer reads. Channels along other dimensions have to stay."""
@@ -110,7 +112,7 @@ class LayerRules:
             inputs, outputs = ids.reshape(layer.groups, -1), written.reshape(layer.groups, -1)
             for part in (inputs, outputs):
                 self.classes.join(part, inputs[:, :1])
-            self.note(name, f"{name}#inputs", ids, "reads", is_sliced=False)
+            self.note(name, name + INPUTS, ids, "reads", is_sliced=False)
         elif ids is not None:
             self.note(name, f"{name}/kernel", along(ids, layer.kernel.ndim, reads), "reads")
         self.note(name, f"{name}/kernel", along(written, layer.kernel.ndim, writes), "writes")
@@ -122,7 +124,7 @@ class LayerRules:
         if ids is None:
             return None
         axis, multiplier = layer.kernel.ndim - 2, int(layer.kernel.shape[-1])
-        self.note(name, f"{name}#inputs", ids, "reads", is_sliced=False)
+        self.note(name, name + INPUTS, ids, "reads", is_sliced=False)
         self.note(name, f"{name}/{layer.kernel.name}", along(ids, layer.kernel.ndim, axis), "writes", len(ids) * multiplier)
         return np.repeat(ids, multiplier)
 

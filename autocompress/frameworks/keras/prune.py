@@ -1,0 +1,125 @@
+"""Physical removal of channels, and its counterpart in the whole model: silencing those who read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.frameworks.channels import ChannelGroup, removed_slices
+from autocompress.frameworks.keras.graph import HEAVY, Builder, layers_by_name
+from autocompress.frameworks.keras.layer_rules import GROUPS
+from autocompress.frameworks.keras.nodes import is_graph
+from autocompress.frameworks.keras.resize import output_shape, resized, resized_key, resized_operation, writing_axes
+from autocompress.frameworks.keras.trace import SIZE_MARK
+from autocompress.frameworks.keras.vanish import Nothing, constant, live_among, nothing_among, source_of
+
+Groups = Mapping[str, ChannelGroup]
+
+
+def remove_channels(model: keras.Model, groups: Groups, removed: Mapping[str, Sequence[int]]) -> keras.Model:
+    """A smaller copy of a graph.
+
+    Args:
+        model: the original.
+        groups: of the original.
+        removed: group → its channels that go. Where all go, the layers between them and the next that have other inputs go too.
+
+    Raises:
+        ValueError: what remains does not fit together.
+    """
+    return _Pruner(removed_slices(groups, removed)).graph(model)
+
+
+def silence(model: keras.Model, groups: Groups, removed: Mapping[str, Sequence[int]]) -> None:
+    """Let nothing in a graph read some channels, in place.
+
+    They still run through batch norms and activations, but the weights that read them are zero: exactly what removing them does.
+    """
+    weights = weights_by_name(model)
+    for tensor, value in silent_weights(weights, groups, removed).items():
+        weights[tensor].assign(value)
+
+
+def silent_weights(weights: Mapping[str, Any], groups: Groups, removed: Mapping[str, Sequence[int]]) -> dict[str, NDArray[Any]]:
+    """The weights that read some channels, with zeros where they do."""
+    found: dict[str, NDArray[Any]] = {}
+    for (tensor, axis), gone in removed_slices(groups, removed, ("reads",)).items():
+        if tensor not in found:
+            found[tensor] = np.array(keras.ops.convert_to_numpy(weights[tensor]))
+        np.moveaxis(found[tensor], axis, 0)[gone] = 0
+    return found
+
+
+def weights_by_name(model: keras.Model) -> dict[str, Any]:
+    """The variables of a graph's layers, by the names that the members of its groups have."""
+    return {f"{name}/{weight.name}": weight for name, layer in layers_by_name(model).items() for weight in layer.weights}
+
+
+class _Pruner(Builder):
+    """Builds a graph with smaller layers."""
+
+    def __init__(self, slices: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
+        super().__init__(lambda name, layer: None)
+        self._slices: dict[str, dict[int, NDArray[np.int64]]] = {}
+        for (tensor, axis), gone in slices.items():
+            self._slices.setdefault(tensor, {})[axis] = gone
+
+    def call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
+        """A call with fewer channels. Without any there is nothing to call, and who reads that yields a constant."""
+        operation, name = node.operation, prefix + node.operation.name
+        if isinstance(operation, HEAVY) and 0 in self._kept(operation.kernel, name).shape:
+            return self._without_kernel(node, name, args)
+        nothing = nothing_among((args, kwargs))
+        if nothing is not None:
+            return self._with_nothing(node, args, nothing, prefix)
+        gone = self._slices.get(f"{name}{SIZE_MARK}-1")
+        if gone is not None:  # an index, which is an argument
+            args, kwargs = (args[0], resized_key(args[1], gone, node.input_tensors[0].shape)), {}
+        return super().call(node, args, kwargs, prefix)
+
+    def make(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
+        """A smaller layer, or an operation that remembers other sizes."""
+        old = node.operation
+        name = prefix + old.name
+        outputs = [tensor.shape for tensor in node.outputs]
+        sizes = {i: gone for i in range(len(outputs)) if (gone := self._slices.get(f"{name}{SIZE_MARK}{i}")) is not None}
+        if sizes:
+            return resized_operation(old, outputs, sizes)
+        weights = [] if is_graph(old) else getattr(old, "weights", [])
+        kept = [self._kept(weight, name) for weight in weights]
+        before, after = [tuple(weight.shape) for weight in weights], [value.shape for value in kept]
+        if before == after:
+            return super().make(node, args, kwargs, prefix)
+        new = resized(old, before, after, len(self._slices.get(f"{name}{GROUPS}", {}).get(0, ())))
+        new.build(keras.tree.map_structure(lambda tensor: tuple(tensor.shape), args[0]))
+        new.set_weights(kept)
+        return new
+
+    def _without_kernel(self, node: Any, name: str, args: tuple[Any, ...]) -> Any:
+        """What a layer without outputs, or without inputs, yields."""
+        layer, kernel = node.operation, self._kept(node.operation.kernel, name).shape
+        nothing = Nothing(source_of(args))
+        if any(kernel[axis] == 0 for axis in writing_axes(layer)):
+            return [nothing]
+        bias = None if layer.bias is None else self._kept(layer.bias, name)
+        return constant(layer, bias, nothing, output_shape(layer, kernel, node.outputs[0].shape))
+
+    def _with_nothing(self, node: Any, args: tuple[Any, ...], nothing: Nothing, prefix: str) -> Any:
+        """An operation without channels is left out; a concatenation takes the others."""
+        if is_graph(node.operation):
+            raise ValueError(f"all channels that {prefix}{node.operation.name} takes are removed")
+        parts = live_among(args) if type(node.operation).__name__ == "Concatenate" else []
+        if len(parts) > 1:
+            return super().call(node, (parts,), {}, prefix)
+        return parts or [nothing] * len(node.outputs)
+
+    def _kept(self, weight: Any, name: str) -> NDArray[Any]:
+        """What remains of a weight."""
+        value = np.asarray(keras.ops.convert_to_numpy(weight))
+        for axis, gone in self._slices.get(f"{name}/{weight.name}", {}).items():
+            value = np.delete(value, gone, axis)
+        return value
