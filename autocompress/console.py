@@ -19,6 +19,7 @@ STAGE_WORDS = {
     Stage.COMPRESS: "compressing",
     Stage.EXPORT_UNTRAINED: "exporting untrained",
     Stage.MEASURE_UNTRAINED: "measuring untrained",
+    Stage.INHERIT: "inheriting",
     Stage.FINE_TUNE: "fine-tuning",
     Stage.EXPORT: "exporting",
     Stage.MEASURE: "measuring",

@@ -21,7 +21,6 @@ from autocompress.record import Latency
 from autocompress.run_folder import RunFolder
 from autocompress.space import SearchSpace
 from autocompress.strategy.global_pruning import Ladder, global_ratios, ladders_of, pruning_path
-from autocompress.target.layer_table import build_table
 from autocompress.target.predict import Predictor
 from autocompress.trial import Workbench
 from autocompress.watch import Watcher
@@ -149,11 +148,8 @@ class GlobalMode:
     def _predictor(self) -> Predictor:
         """Of the original's layers, timed at the widths that can be reached."""
         self.watcher.say("Timing the model's layers at several widths; they are remembered")
-        original = self.bench.candidate(Policy())
-        graph = self.bench.framework.to_openvino(self.bench.task, original, self.bench.target.batch).model
         ratios = {name: ladder.ratios for name, ladder in self._ladders.items()}
-        table = build_table(graph, self.bench.structure, ratios, self.fingerprint, self.watcher.progress)
-        return Predictor(table, self.bench.structure, graph)
+        return self.bench.predictor(ratios, self.fingerprint, self.watcher.progress)
 
 
 def found_before(folder: RunFolder, budget_ms: float) -> Policy | None:

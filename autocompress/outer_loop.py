@@ -80,7 +80,8 @@ class Search(TimedRun):
             self.run_trial(plan, source)
 
     def _run_candidates(self) -> None:
-        records = self.folder.records()
+        self._share()
+        records = [record for record in self.folder.records() if not record.is_final]
         open_records = [r for r in records if not r.is_baseline and self._is_open(r)]
         self.proposals.begin(r for r in records if r not in open_records)
         for record in open_records:

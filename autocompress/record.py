@@ -29,13 +29,14 @@ class Stage(StrEnum):
     COMPRESS = "compress"
     EXPORT_UNTRAINED = "export_untrained"
     MEASURE_UNTRAINED = "measure_untrained"
+    INHERIT = "inherit"
     FINE_TUNE = "fine_tune"
     EXPORT = "export"
     MEASURE = "measure"
     EVALUATE = "evaluate"
 
 
-MEASURED_STAGES = (Stage.MEASURE_UNTRAINED, Stage.FINE_TUNE, Stage.MEASURE)
+MEASURED_STAGES = (Stage.MEASURE_UNTRAINED, Stage.INHERIT, Stage.FINE_TUNE, Stage.MEASURE)
 """What a trial exists for; the seconds of all other stages are overhead."""
 
 
@@ -78,13 +79,19 @@ class Latency(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a trial does: a policy, whether it is fine-tuned, and the float precision where it differs from the target's."""
+    """What a trial does: a policy, whether it is fine-tuned, and what differs from the run's other trials.
+
+    Attributes:
+        precision: the float precision; None: the target's.
+        epochs: of fine-tuning after inheriting, of the models of the front; None: as all candidates are tuned.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     policy: dict[str, Any]
     tune: bool = True
     precision: str | None = None
+    epochs: int | None = None
 
     @classmethod
     def of(cls, policy: Policy, tune: bool = True, precision: str | None = None) -> Plan:
@@ -94,11 +101,17 @@ class Plan(BaseModel):
     @property
     def key(self) -> str:
         """The content key: trials with one key would give one result."""
-        return hashlib.sha256(f"{Policy.from_dict(self.policy).to_json()}|{self.tune}|{self.precision}".encode()).hexdigest()[:16]
+        parts = [Policy.from_dict(self.policy).to_json(), self.tune, self.precision]
+        parts += [] if self.epochs is None else [self.epochs]
+        return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 class TrialRecord(BaseModel):
-    """All that is known of one trial. Accuracies hold the task's metric, whatever it is."""
+    """All that is known of one trial. Accuracies hold the task's metric, whatever it is.
+
+    `accuracy_simulated` is that of a candidate which has inherited, before any training of its own, on a part of the validation
+    data.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -113,6 +126,7 @@ class TrialRecord(BaseModel):
     latency_untrained: Latency | None = None
     latency_trained: Latency | None = None
     latency_final: Latency | None = None
+    accuracy_simulated: float | None = None
     accuracy_valid: float | None = None
     accuracy_test: float | None = None
     size_bytes: int | None = None
@@ -136,6 +150,11 @@ class TrialRecord(BaseModel):
     def is_baseline(self) -> bool:
         """True for the dull alternatives."""
         return self.source.startswith("baseline:")
+
+    @property
+    def is_final(self) -> bool:
+        """True for a model of the front that was trained once more, after the search."""
+        return self.plan.epochs is not None
 
     @property
     def latency(self) -> Latency | None:

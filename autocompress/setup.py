@@ -112,7 +112,7 @@ def open_bench(
         "batch size": task.batch_size,
         "metric": f"{task.scorer.name} ({task.scorer.direction})",
         **{name: config.model_dump(mode="json")[name] for name in SAME_IN_A_RUN},
-        "fine-tuning": asdict(tune_settings(task, config)),
+        "fine-tuning": asdict(tune_settings(task, config)) | config.fine_tuning.model_dump(include={"mode", "inherit_epochs"}),
     }
     if known:
         require_same(known["identity"], identity)

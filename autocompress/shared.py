@@ -7,17 +7,18 @@ policies, the probes, tells whether another one is worth it.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from statistics import mean
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from autocompress.data import Batch, join
+from autocompress.data import Batch, join, map_arrays
 from autocompress.frameworks.base import Candidate, Framework, SharedTraining
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.run_folder import RunFolder
@@ -31,7 +32,7 @@ SHARED_WEIGHTS = (8, 7, 4, 3)
 SHARED_ACTIVATIONS = 8
 SANDWICH = 8
 """Of so many steps one trains the largest policy and one the smallest (Yu & Huang 2019); the others are drawn."""
-DRAWN = 4
+DRAWN = 8
 """Random points of which the one nearest to a latency is taken."""
 CYCLE = 2
 """Epochs of a cycle over those of a candidate's own fine-tuning."""
@@ -81,7 +82,7 @@ class PolicySampler:
     def policies(self, *place: int) -> Iterator[Policy]:
         """Policies for one step after the other; `place` says of which part of the training, so that it can be repeated."""
         generator = np.random.default_rng((self.seed, *place))
-        for step in count():
+        for step in itertools.count():
             if step % SANDWICH == 0:
                 yield self.largest
             elif step % SANDWICH == SANDWICH // 2:
@@ -113,8 +114,22 @@ class Screen:
 
     def score(self, candidate: Candidate) -> float:
         """The task's metric."""
-        predictions = self.framework.predict(self.task, candidate, (batch.inputs for batch in self.batches))
-        return self.task.scorer(predictions, self.targets)
+        return self.task.scorer(self._predictions(candidate), self.targets)
+
+    def gains(self, candidate: Candidate, parts: int) -> list[float]:
+        """The metric on each of some equal parts of the data, with its sign turned so that more is better."""
+        predictions = self._predictions(candidate)
+        ends = np.linspace(0, sum(batch.size for batch in self.batches), parts + 1).astype(int)
+        slices = [slice(a, b) for a, b in itertools.pairwise(ends.tolist()) if b > a]
+        scores = (self.task.scorer(_part(predictions, one), _part(self.targets, one)) for one in slices)
+        return [self.task.scorer.gain(score) for score in scores]
+
+    def _predictions(self, candidate: Candidate) -> Any:
+        return self.framework.predict(self.task, candidate, (batch.inputs for batch in self.batches))
+
+
+def _part(arrays: Any, one: slice) -> Any:
+    return map_arrays(arrays, lambda array: array[one])
 
 
 class SharedState(BaseModel):

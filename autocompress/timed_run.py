@@ -7,13 +7,18 @@ import time
 
 from autocompress import baselines
 from autocompress.config import SearchConfig
+from autocompress.errors import ConfigError
+from autocompress.front import front_of
 from autocompress.record import Stage, State
 from autocompress.result import Result
 from autocompress.run import Run
+from autocompress.sharing import Sharing, epoch_seconds, screening_in_words
 from autocompress.target.meter import MAX_SECONDS
 from autocompress.task import Task
 from autocompress.watch import Watcher
 
+FINAL = "final"
+"""Source of a model of the front that was trained once more."""
 DEFAULT_TRIALS = 40
 FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
@@ -40,12 +45,16 @@ class TimedRun(Run):
             self._run_baselines()
             with self.folder.disk_guard():
                 self._run_candidates()
+                self._tune_front()
             self.finish()
         return Result(self.folder.path)
 
     def _refuse_what_cannot_work(self) -> None:
-        """A budget that nothing keeps."""
+        """A budget that nothing keeps, a shared training beside the task's own loop."""
         self.prepared.require_reachable(self.config)
+        if self.config.fine_tuning.mode == "shared" and self.task.fine_tune is not None:
+            remedy = "Set fine_tuning.mode to each or auto, or leave Task(fine_tune=...) out."
+            raise ConfigError("A shared training needs its own loop", "mode: shared beside the task's fine_tune", remedy)
 
     def _run_baselines(self) -> None:
         """The user's own deployment, and INT8 after training."""
@@ -55,17 +64,51 @@ class TimedRun(Run):
         """The strategy's own part."""
         raise NotImplementedError
 
+    def _share(self) -> None:
+        """Let candidates inherit from one training, if that pays."""
+        seconds, gate = self._seconds_left(), self._gate_ms
+        sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
+        self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
+
+    def _tune_front(self) -> None:
+        """Train the models of the front once more, each by itself, from what it has inherited."""
+        epochs = self.config.fine_tuning.final_epochs
+        epochs = self.bench.tune_settings.epochs if epochs is None else epochs
+        if self.runner.inheritance is None or not epochs:
+            return
+        words = screening_in_words(self.folder.records())
+        if words:
+            self.watcher.say(words)
+        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
+        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
+        for done, record in enumerate(front):
+            seconds = self._seconds_left()
+            if seconds is not None and seconds < self._own_tuning_seconds(epochs):
+                self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
+                return
+            self.run_trial(record.plan.model_copy(update={"epochs": epochs}), FINAL)
+
+    def _own_tuning_seconds(self, epochs: int) -> float:
+        """What it takes to train a model of the front, told from the baselines."""
+        epoch = epoch_seconds(self.folder.records(), self.bench.tune_settings.epochs)
+        return self._trial_seconds() + epochs * (epoch or 0.0)
+
+    def _seconds_left(self) -> float | None:
+        """Until the final measurement has to begin; None without a limit."""
+        if self.config.time_limit_s is None:
+            return None
+        return self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+
     @property
     def _gate_ms(self) -> float | None:
         return None if self.budget_ms is None else self.budget_ms * (1 + self.config.gate_slack)
 
     def _stop(self) -> bool:
         """True when the trials are used up, or the next one would not end in time."""
-        tuned = [r for r in self.folder.records() if not r.is_baseline and r.state in (State.COMPLETE, State.FAILED)]
+        ended = [r for r in self.folder.records() if r.state in (State.COMPLETE, State.FAILED)]
+        tuned = [r for r in ended if not r.is_baseline and not r.is_final]
         left = None if self.max_trials is None else self.max_trials - len(tuned)
-        seconds = None
-        if self.config.time_limit_s is not None:
-            seconds = self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+        seconds = self._seconds_left()
         self.watcher.left(left, seconds)
         return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,16 +19,19 @@ import openvino as ov
 from autocompress.config import CompressionConfig
 from autocompress.data import Inputs
 from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
-from autocompress.device import Target
+from autocompress.device import Fingerprint, Target
 from autocompress.errors import DiskFullError
-from autocompress.frameworks.base import Candidate, Framework, TuneSettings
+from autocompress.frameworks.base import Candidate, Framework, SharedTraining, TuneSettings
 from autocompress.policy import Policy
 from autocompress.record import Latency, Plan, Stage, State, TrialRecord
 from autocompress.run_folder import RunFolder
+from autocompress.shared import Screen, is_shared
 from autocompress.structure import Structure
 from autocompress.target import precision
 from autocompress.target.evaluate import evaluate
+from autocompress.target.layer_table import build_table
 from autocompress.target.meter import measure, reference_latency_ms
+from autocompress.target.predict import Predictor
 from autocompress.target.runtime import compile_for_scoring, compile_model
 from autocompress.task import Task
 from autocompress.watch import Watcher
@@ -83,6 +86,14 @@ class Workbench:
         compact = self.config.storage == "compact"
         return deploy(self.framework, self.task, candidate, target, samples, trained=trained, compact=compact)
 
+    def predictor(
+        self, ratios: Mapping[str, Sequence[float]], found: Fingerprint, progress: Callable[[float], None]
+    ) -> Predictor:
+        """Predicts latencies; the original's layers are timed at the widths that the groups' ratios leave, once per machine."""
+        original = self.framework.compress(self.task, Policy(), self.config.criterion)
+        graph = self.framework.to_openvino(self.task, original, self.target.batch).model
+        return Predictor(build_table(graph, self.structure, ratios, found, progress), self.structure, graph)
+
     def untrained_latency(self, candidate: Candidate, half_width: float = GATE_HALF_WIDTH) -> Latency:
         """The latency that a candidate will have once it is trained, measured before any training."""
         model, _ = self.deploy(candidate, self.target, trained=False, samples=self.samples[:1])
@@ -105,13 +116,46 @@ def tune_settings(task: Task, config: CompressionConfig) -> TuneSettings:
     )
 
 
+@dataclass
+class Inheritance:
+    """What candidates inherit from.
+
+    Attributes:
+        training: the shared training, finished.
+        screen: scores them in simulation.
+        epochs: of their own training.
+    """
+
+    training: SharedTraining
+    screen: Screen
+    epochs: int
+
+    def settings(self, plan: Plan, alone: TuneSettings) -> TuneSettings:
+        """How a candidate is trained after it has inherited.
+
+        It gets all epochs where the shared training could not train what its policy does. Its channels are gone from the start:
+        another schedule would begin with the original.
+
+        Args:
+            plan: of the candidate.
+            alone: how it would be trained by itself.
+        """
+        shared = self.epochs if is_shared(Policy.from_dict(plan.policy)) else alone.epochs
+        return replace(alone, epochs=shared if plan.epochs is None else plan.epochs, pruning_schedule="one_shot")
+
+
 class TrialRunner:
-    """Runs trials one after the other in a run folder."""
+    """Runs trials one after the other in a run folder.
+
+    Attributes:
+        inheritance: what tuned candidates, other than baselines, inherit from; None where each is tuned from the original.
+    """
 
     def __init__(self, bench: Workbench, folder: RunFolder, watcher: Watcher) -> None:
         self.bench = bench
         self.folder = folder
         self.watcher = watcher
+        self.inheritance: Inheritance | None = None
 
     def run(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
         """Run a plan, or what is left of it, and return its record.
@@ -147,6 +191,7 @@ class TrialRunner:
             if gate_ms is not None and record.latency_untrained and record.latency_untrained.ms > gate_ms:
                 record.state = State.OVER_BUDGET
                 return
+            self._inherit(record, candidate)
             self._fine_tune(record, candidate)
         self._export(record, candidate)
         self._measure(record)
@@ -159,7 +204,9 @@ class TrialRunner:
             return None
         record.done = [stage for stage in record.done if stage not in (Stage.EXPORT, Stage.MEASURE)]
         with self._stage(record, Stage.COMPRESS):
-            candidate = self.bench.candidate(record.policy, self.folder.removed(record.number))
+            inheritance, removed = self._inheritance_of(record), self.folder.removed(record.number)
+            make = self.bench.candidate if inheritance is None else inheritance.training.candidate
+            candidate = make(record.policy, removed)
             self.folder.save_removed(record.number, candidate.removed)
             record.macs = sum(candidate.macs.values())
         return candidate
@@ -173,15 +220,31 @@ class TrialRunner:
         with self._stage(record, Stage.MEASURE_UNTRAINED):
             record.latency_untrained = measure([compiled], self.bench.reference, self.bench.reference_ms, GATE_HALF_WIDTH)[0]
 
+    def _inheritance_of(self, record: TrialRecord) -> Inheritance | None:
+        """Baselines are what there is without this tool's help, so they are tuned by themselves."""
+        return self.inheritance if record.plan.tune and not record.is_baseline else None
+
+    def _inherit(self, record: TrialRecord, candidate: Candidate | None) -> None:
+        """Statistics of a candidate that has inherited its weights, and its score in simulation."""
+        inheritance = self._inheritance_of(record)
+        if inheritance is None or candidate is None:
+            return
+        with self._stage(record, Stage.INHERIT):
+            self.bench.framework.reestimate(self.bench.task, candidate)
+            record.accuracy_simulated = inheritance.screen.score(candidate)
+
     def _fine_tune(self, record: TrialRecord, candidate: Candidate | None) -> None:
-        if candidate is None:
+        settings, inheritance = self.bench.tune_settings, self._inheritance_of(record)
+        if inheritance is not None:
+            settings = inheritance.settings(record.plan, settings)
+        if candidate is None or not settings.epochs:
             return
         weights = self._weights_path(record)
         if Stage.FINE_TUNE in record.done and weights.is_file():
             self.bench.framework.load(candidate, weights)
             return
         with self._stage(record, Stage.FINE_TUNE):
-            self.bench.framework.fine_tune(self.bench.task, candidate, self.bench.tune_settings, self.watcher.progress)
+            self.bench.framework.fine_tune(self.bench.task, candidate, settings, self.watcher.progress)
             self.bench.framework.save(candidate, weights)
 
     def _export(self, record: TrialRecord, candidate: Candidate | None) -> None:

@@ -80,6 +80,7 @@ def _history(record: TrialRecord) -> dict[str, Any]:
         "state": str(record.state),
         "stage": str(record.stage or ""),
         "error": record.error,
+        "accuracy_simulated": record.accuracy_simulated,
         **{f"{stage}_seconds": record.seconds.get(stage) for stage in Stage if stage != Stage.FINE_TUNE},
         "tune_seconds": record.seconds.get(Stage.FINE_TUNE),
         "overhead_seconds": round(record.overhead_seconds, 3),

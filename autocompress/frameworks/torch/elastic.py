@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from autocompress import grids
 from autocompress.frameworks.base import Candidate
-from autocompress.frameworks.torch.channels import ChannelGroup
+from autocompress.frameworks.torch.channels import ChannelGroup, removed_slices
 from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
-from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulated_weights
+from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulate_inputs, simulated_weights
 from autocompress.frameworks.torch.trace import Role
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
@@ -96,7 +97,7 @@ class ElasticWeight(nn.Module):
 class ElasticInput(SimulatedInput):
     """An input of 8 bits that a policy may leave in float. Silenced channels do not count in its range.
 
-    A range belongs to one policy: while training it is that of the batch.
+    A range belongs to one policy, so it is forgotten with each; while training it is that of the batch.
 
     Attributes:
         channels: how many a layer reads.
@@ -115,11 +116,7 @@ class ElasticInput(SimulatedInput):
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """The value on its grid, or as it is."""
-        if self.is_float:
-            return value
-        if self.training:
-            self.forget()
-        return super().forward(value)
+        return value if self.is_float else super().forward(value)
 
     def obey(self, layer: LayerPolicy, lost: NDArray[np.int64]) -> None:
         """Follow a policy; `lost` are the channels that are not read any more."""
@@ -171,6 +168,22 @@ class Elastic:
         """Group → the channels that a policy removes."""
         return self.pruning.least_important(policy.pruning, self.criterion) if policy.pruning else {}
 
+    def thin(self, policy: Policy) -> nn.Module:
+        """The model under a policy with the channels cut out, whose gradients reach the weights of the elastic model.
+
+        It gives what `model` gives that obeys the policy, in the time that the candidate takes.
+        """
+        removed = self.removed(policy)
+        self.obey(policy, removed)
+        skeleton = copy.deepcopy(self.original)
+        remove_channels(skeleton, self.pruning.groups, removed, self.pruning.proof.follow)
+        gone = removed_slices(self.pruning.groups, removed)
+        tensors = {name: self._cut(name, gone) for name, _ in skeleton.named_parameters()}
+        simulate_inputs(skeleton, policy)
+        for name, module in skeleton.named_modules():
+            module.training = _mode(self.model, name)
+        return Thin(skeleton, tensors)
+
     def candidate(self, policy: Policy, removed: Removed | None = None) -> Candidate:
         """The model under a policy, with the channels cut out and the weights and steps that the elastic model has now."""
         removed = self.removed(policy) if removed is None else removed
@@ -199,6 +212,15 @@ class Elastic:
         parametrize.register_parametrization(module, attribute, elastic)
         self._weights.append((tensor, elastic, weight))
 
+    def _cut(self, name: str, gone: Mapping[tuple[str, int], NDArray[np.int64]]) -> torch.Tensor:
+        """A parameter under the policy that is in force, without what is gone."""
+        owner, _, attribute = name.rpartition(".")
+        value: torch.Tensor = getattr(self.model.get_submodule(owner), attribute)
+        for axis in range(value.ndim):
+            if (name, axis) in gone:
+                value = value.index_select(axis, _kept(value.shape[axis], gone[name, axis]).to(value.device))
+        return value
+
     def _hand_over_steps(self, model: nn.Module, lost: Mapping[Place, NDArray[np.int64]]) -> None:
         """Let the simulation of a candidate go on with the steps that were learned."""
         for name, simulation, _ in simulated_weights(model):
@@ -211,6 +233,26 @@ class Elastic:
             with torch.no_grad():
                 simulation.clip.copy_(learned.clip.index_select(axis, index))
                 simulation.factor.copy_(learned.factor.index_select(axis, index))
+
+
+class Thin(nn.Module):
+    """A module that is run with tensors from elsewhere in the place of its parameters."""
+
+    def __init__(self, skeleton: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.skeleton, self.tensors = skeleton, tensors
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the skeleton gives with the tensors."""
+        return functional_call(self.skeleton, self.tensors, inputs, named)
+
+
+def _mode(model: nn.Module, name: str) -> bool:
+    """Whether a module trains; what is in the place of a removed branch does not care."""
+    try:
+        return model.get_submodule(name).training
+    except AttributeError:
+        return model.training
 
 
 def _read_outside_of_layers(pruning: Pruning, layers: set[str]) -> list[tuple[str, int]]:

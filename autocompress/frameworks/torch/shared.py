@@ -51,10 +51,17 @@ class SharedTraining:
         trainer.generator = np.random.default_rng(seed)  # so that an epoch that is repeated is the same
         trainer.to_training_mode()
         for batch in trainer.batches():
-            self.elastic.obey(next(policies))
+            self._obey(next(policies))
             trainer.step(batch)
             progress(min(trainer.done / trainer.steps, 1.0))
         self.epochs += 1
+
+    def _obey(self, policy: Policy) -> None:
+        """Let the next step train a policy. Features are compared layer by layer, which only the whole model has."""
+        if self.trainer.objective.features is None:
+            self.trainer.objective.model = self.elastic.thin(policy)
+        else:
+            self.elastic.obey(policy)
 
     def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
         """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""

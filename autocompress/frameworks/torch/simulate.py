@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from autocompress.frameworks.torch.calls import device_of
 from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED
 from autocompress.frameworks.torch.weights import SimulatedWeight
@@ -31,8 +32,15 @@ def simulate(model: nn.Module, policy: Policy) -> None:
         if layer.weights != FLOAT or layer.sparsity:
             outputs, inputs = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
             parametrize.register_parametrization(module, "weight", SimulatedWeight(weight, layer, outputs, inputs))
-        if isinstance(layer.activations, int):
-            module.add_module("simulated_input", SimulatedInput(layer.activations).to(weight.device))
+    simulate_inputs(model, policy)
+
+
+def simulate_inputs(model: nn.Module, policy: Policy) -> None:
+    """Attach the simulation of a policy's inputs alone."""
+    for name, layer in policy.layers.items():
+        module = model.get_submodule(name)
+        if isinstance(module, HEAVY) and isinstance(layer.activations, int):
+            module.add_module("simulated_input", SimulatedInput(layer.activations).to(device_of(module)))
             module.register_forward_pre_hook(quantize_input)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):  # in evaluation it would pass nested tensors, on which no range is defined

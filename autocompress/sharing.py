@@ -1,0 +1,179 @@
+"""Whether the candidates of a search share one training, and what they inherit from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean, stdev
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from autocompress.device import Fingerprint
+from autocompress.errors import DivergedError
+from autocompress.policy import Policy
+from autocompress.record import Plan, Stage, TrialRecord
+from autocompress.run_folder import RunFolder
+from autocompress.shared import CYCLE, FOLDER, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning
+from autocompress.space import SearchSpace
+from autocompress.trial import Inheritance, Workbench
+from autocompress.watch import Watcher
+
+DECISION = f"{FOLDER}/decision.json"
+PAYS_FROM = 16
+"""Candidates for which one training is cheaper than their own: it and its check take about as long as a dozen."""
+MOST_TIME = 1 / 3
+"""Of the time that is left, for the shared training."""
+FULL_STEP = 2.0
+"""A step of the whole elastic model takes about as long as two of a candidate with half of the channels."""
+CHECKED, PARTS = 3, 10
+"""Policies that are tuned by themselves too, and parts of the validation data on which both are compared."""
+
+
+class Decision(BaseModel):
+    """What was decided; kept in the run folder, so that a resumed run does what it did.
+
+    Attributes:
+        shared: None while it is open.
+        reason: in words.
+        differences: of each candidate that was tuned by itself as well, by how much it is better on each part of the data.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    shared: bool | None = None
+    reason: str = ""
+    differences: list[list[float]] = []
+
+
+@dataclass
+class Sharing:
+    """Decides, trains and checks.
+
+    Attributes:
+        bench, space, folder, watcher: of the search.
+        fingerprint: of the target.
+        limit_ms: slower candidates are not worth training; None for no limit.
+    """
+
+    bench: Workbench
+    space: SearchSpace
+    folder: RunFolder
+    watcher: Watcher
+    fingerprint: Fingerprint
+    limit_ms: float | None
+
+    def inheritance(self, trials: int | None, seconds: float | None) -> Inheritance | None:
+        """What candidates inherit from; None if each is to be tuned by itself. The reason is told.
+
+        Args:
+            trials: candidates that are to be scored; None without a limit.
+            seconds: that are left for all of it; None without a limit.
+
+        Raises:
+            DivergedError: the loss is not a number, and sharing was asked for.
+        """
+        mode = self.bench.config.fine_tuning.mode
+        if mode == "each":
+            return None
+        decision = self._known() if mode == "auto" else Decision(shared=True, reason="fine_tuning.mode asks for it")
+        if decision.shared is None:
+            self._decide_beforehand(decision, trials, seconds)
+        found = None
+        if decision.shared is not False:
+            found = self._trained(decision, None if seconds is None else MOST_TIME * seconds)
+        if found is not None and decision.shared is None:
+            self._decide_by_trying(decision, found)
+        words = "Candidates inherit from one shared training" if decision.shared else "Every candidate is tuned by itself"
+        self.watcher.say(f"{words}: {decision.reason}")
+        return found if decision.shared else None
+
+    def _known(self) -> Decision:
+        path = self.folder.file(DECISION)
+        return Decision.model_validate(self.folder.read_json(DECISION)) if path.is_file() else Decision()
+
+    def _keep(self, decision: Decision, shared: bool | None, reason: str) -> None:
+        decision.shared, decision.reason = shared, reason
+        self.folder.write_json(DECISION, decision.model_dump())
+
+    def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None) -> None:
+        """Decide against a shared training that would not pay, as far as that is known. A resumed run may find otherwise."""
+        few = min(self.space.size, self.space.size if trials is None else trials)
+        epochs = self.bench.tune_settings.epochs
+        cycle = CYCLE * epochs * FULL_STEP * (epoch_seconds(self.folder.records(), epochs) or 0.0)
+        reasons = {
+            "the task has a training loop of its own": self.bench.task.fine_tune is not None,
+            f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
+            f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
+            and cycle > MOST_TIME * seconds,
+        }
+        reason = next((words for words, holds in reasons.items() if holds), None)
+        if reason is not None:
+            decision.shared, decision.reason = False, reason
+
+    def _trained(self, decision: Decision, most_seconds: float | None) -> Inheritance | None:
+        """The shared training, finished; None where it failed and need not be."""
+        bench, settings = self.bench, self.bench.tune_settings
+        training = bench.framework.share(bench.task, bench.config.criterion, settings)
+        screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
+        tuning = SharedTuning(screen, training, self._sampler, settings.epochs, self.folder, self.watcher, most_seconds)
+        try:
+            state = tuning.run()
+        except DivergedError as error:
+            if decision.shared:
+                raise
+            self._keep(decision, False, f"the shared training failed: {error}")
+            return None
+        self.watcher.say(f"The shared training is done after {state.seconds:.0f} s: {state.finished}")
+        return Inheritance(training, screen, bench.config.fine_tuning.inherit_epochs)
+
+    @cached_property
+    def _sampler(self) -> PolicySampler:
+        ratios = {d.subject: tuple(r for r in d.choices if r < 1) for d in self.space.decisions if d.kind == "prune"}
+        predictor = self.bench.predictor(ratios, self.fingerprint, self.watcher.progress)
+        limit = None if self.limit_ms is None else self.limit_ms / self.bench.reference_ms
+        return PolicySampler(self.space, predictor.ratio, limit, self.bench.config.seed)
+
+    def _decide_by_trying(self, decision: Decision, found: Inheritance) -> None:
+        """Decide by some candidates that are tuned by themselves as well."""
+        generator = np.random.default_rng((self.bench.config.seed, CHECKED))
+        policies = [self._sampler.draw(generator) for _ in range(CHECKED)]
+        whole = Screen(self.bench.framework, self.bench.task)
+        for policy in policies[len(decision.differences) :]:
+            decision.differences.append(self._differences(found, policy, whole))
+            self._keep(decision, None, "")
+        differences = [difference for of_one in decision.differences for difference in of_one]
+        gain, noise = mean(differences), 2 * stdev(differences) / len(differences) ** 0.5
+        words = f"tuned by themselves, {CHECKED} candidates gain {gain:+.4f} of {self.bench.task.scorer.name} over inheriting"
+        self._keep(decision, gain <= noise, f"{words}, with a noise of {noise:.4f}")
+
+    def _differences(self, found: Inheritance, policy: Policy, whole: Screen) -> list[float]:
+        """By how much a candidate is better that is tuned by itself, on each part of the validation data."""
+        framework, task, settings = self.bench.framework, self.bench.task, self.bench.tune_settings
+        alone = self.bench.candidate(policy)
+        framework.fine_tune(task, alone, settings, self.watcher.progress)
+        heir = found.training.candidate(policy)
+        framework.reestimate(task, heir)
+        short = found.settings(Plan.of(policy), settings)
+        if short.epochs:
+            framework.fine_tune(task, heir, short, self.watcher.progress)
+        return [a - b for a, b in zip(whole.gains(alone, PARTS), whole.gains(heir, PARTS), strict=True)]
+
+
+def screening_in_words(records: Sequence[TrialRecord]) -> str | None:
+    """How well scores in simulation foretell those of the deployed models; None where too few have both."""
+    from scipy.stats import spearmanr
+
+    heirs = [r for r in records if None not in (r.accuracy_simulated, r.accuracy_valid) and Stage.FINE_TUNE not in r.done]
+    both = np.array([(record.accuracy_simulated, record.accuracy_valid) for record in heirs], float)
+    if len(both) < 3:
+        return None
+    alike = spearmanr(both[:, 0], both[:, 1]).statistic
+    return f"Simulated and deployed scores of {len(both)} candidates: rank correlation {alike:.2f}"
+
+
+def epoch_seconds(records: Sequence[TrialRecord], epochs: int) -> float | None:
+    """What an epoch of a candidate's own fine-tuning takes, told from the baselines; None before there are any."""
+    found = [record.seconds[Stage.FINE_TUNE] for record in records if record.is_baseline and Stage.FINE_TUNE in record.done]
+    return float(np.median(found)) / epochs if found else None

@@ -1,0 +1,188 @@
+"""What shared fine-tuning wins over tuning every candidate by itself.
+
+    python benchmarks/check_shared.py [mnist_resnet8] [mnist_mobilenet] [words_transformer] [--space channels] [--policies 24]
+
+Random policies of a space are tuned one by one from the original, twice with different seeds, and inherit from one shared
+training: without any training of their own, and with one epoch. Accuracies are those of the simulation on the validation data,
+seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `bits84` and `bits842` (a width for each layer).
+
+Every result is kept in `runs/check_shared/` as soon as it is there, so that a run can be cut off anywhere and started again; a
+row for each policy is written to `NAME-SPACE.csv` beside it. Ends with exit code 1 if a bound is broken: inherited at least as
+accurate on average as tuned, in at most 1/3 of the seconds; with one epoch at least 0.3 points better in at most 0.6 of them;
+ranks as alike as those of two seeds, less 0.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+import autocompress as ac
+from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings
+from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.run_folder import RunFolder
+from autocompress.shared import PolicySampler, Screen, SharedTuning
+from autocompress.space import SearchSpace, build_space, load_space_spec
+from autocompress.task import load_task
+from autocompress.watch import Watcher
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ("mnist_resnet8", "mnist_mobilenet", "words_transformer")
+PRUNING = [{"ratios": [0, 0.25, 0.5, 0.75, 1]}]
+SPACES = {
+    name: {"pruning": PRUNING, "precision": [{"weights": weights}]}
+    for name, weights in {"channels": [8], "bits84": [8, 4], "bits842": [8, 4, 2]}.items()
+}
+EACH_EPOCHS, SHORT_EPOCHS = 3, 1
+SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
+
+
+class Printing(Watcher):
+    """Lines as they come."""
+
+    def say(self, line: str) -> None:
+        """Print it."""
+        print(f"  {line}", flush=True)
+
+
+class Comparison:
+    """One experiment in one space; what is known is in `results` and on disk."""
+
+    def __init__(self, name: str, space: str, policies: int, out: Path) -> None:
+        self.folder = out / f"{name}-{space}"
+        self.path = out / f"{name}-{space}.json"
+        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.framework, self.task = TorchFramework(), load_task(ROOT / f"experiments/{name}/task.py")
+        self.space = build_space(load_space_spec(SPACES[space]), self.framework.inspect(self.task))
+        self.policies = [self._random(self.space, np.random.default_rng((7, i))) for i in range(policies)]
+        self.screen = Screen(self.framework, self.task)
+
+    def run(self) -> None:
+        """Everything that is not known yet."""
+        training = self._shared()
+        self._for_all("inherited", lambda policy: self._inherited(training, policy))
+        self._for_all("each", lambda policy: self._tuned(self._pruned(policy), EACH_EPOCHS, 0))
+        self._for_all("short", lambda policy: self._tuned(training.candidate(policy), SHORT_EPOCHS, 0))
+        self._for_all("again", lambda policy: self._tuned(self._pruned(policy), EACH_EPOCHS, 1))
+
+    def _shared(self) -> SharedTraining:
+        """The shared training; one that was cut off begins anew, so that its seconds are known."""
+        if "shared" not in self.results:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        folder = RunFolder(self.folder)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        settings = self._settings(EACH_EPOCHS, 0)
+        training = self.framework.share(self.task, "l2", settings)
+        structure = self.framework.inspect(self.task)
+        sampler = PolicySampler(self.space, lambda policy: structure.macs_share(policy.pruning), None, 0)
+        start = time.process_time()
+        state = SharedTuning(self.screen, training, sampler, EACH_EPOCHS, folder, Printing()).run()
+        if "shared" not in self.results:
+            self._keep("shared", {"seconds": time.process_time() - start} | state.model_dump(include={"cycle", "finished"}))
+        return training
+
+    def _for_all(self, key: str, make: Callable[[ac.Policy], Candidate]) -> None:
+        found = self.results.get(key, [])
+        for policy in self.policies[len(found) :]:
+            start = time.process_time()
+            candidate = make(policy)
+            seconds = time.process_time() - start
+            found.append({"score": self.screen.score(candidate), "seconds": seconds})
+            print(f"  {key} {len(found)}: {found[-1]['score']:.4f}, {seconds:.1f} s", flush=True)
+            self._keep(key, found)
+
+    def _pruned(self, policy: ac.Policy) -> Candidate:
+        return self.framework.compress(self.task, policy, "l2")
+
+    def _inherited(self, training: SharedTraining, policy: ac.Policy) -> Candidate:
+        candidate = training.candidate(policy)
+        self.framework.reestimate(self.task, candidate)
+        return candidate
+
+    def _tuned(self, candidate: Candidate, epochs: int, seed: int) -> Candidate:
+        self.framework.fine_tune(self.task, candidate, self._settings(epochs, seed), lambda _: None)
+        return candidate
+
+    def _settings(self, epochs: int, seed: int) -> TuneSettings:
+        return TuneSettings(epochs, self.task.learning_rate, self.task.distillation, seed)
+
+    def _keep(self, key: str, value: Any) -> None:
+        self.results[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.results, indent=1))
+
+    @staticmethod
+    def _random(space: SearchSpace, generator: np.random.Generator) -> ac.Policy:
+        return space.policy({d.name: int(generator.integers(len(d.choices))) for d in space.decisions})
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each way."""
+        shared = self.results["shared"]["seconds"]
+        rows = []
+        for key, before in (("each", 0.0), ("again", 0.0), ("inherited", shared), ("short", shared)):
+            scores, seconds = ([one[field] for one in self.results[key]] for field in ("score", "seconds"))
+            alike = spearmanr(scores, [one["score"] for one in self.results["each"]]).statistic
+            rows.append({"way": key, "mean": mean(scores), "seconds": before + sum(seconds), "spearman": alike})
+        return rows
+
+    def broken(self) -> list[str]:
+        """The bounds that are broken, in words."""
+        each, again, inherited, short = self.table()
+        share, short_share = inherited["seconds"] / each["seconds"], short["seconds"] / each["seconds"]
+        found = {
+            f"inherited {inherited['mean']:.4f} beside {each['mean']:.4f}": inherited["mean"] < each["mean"],
+            f"in {share:.2f} of the seconds": share > SECONDS_SHARE,
+            f"with an epoch {short['mean']:.4f} beside {each['mean']:.4f}": short["mean"] < each["mean"] + SHORT_GAIN,
+            f"with an epoch in {short_share:.2f} of the seconds": short_share > SHORT_SECONDS_SHARE,
+            f"ranks {inherited['spearman']:.2f}, of two seeds {again['spearman']:.2f}": inherited["spearman"]
+            < again["spearman"] - RANK_SLACK,
+        }
+        return [words for words, is_broken in found.items() if is_broken]
+
+    def write_csv(self) -> None:
+        """A row for each policy."""
+        keys = ("each", "again", "inherited", "short")
+        with self.path.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["policy", *(f"{key}_{field}" for key in keys for field in ("score", "seconds"))])
+            for i, policy in enumerate(self.policies):
+                cells = [f"{self.results[key][i][field]:.4f}" for key in keys for field in ("score", "seconds")]
+                writer.writerow([policy.to_json(), *cells])
+
+
+def main(names: list[str], space: str, policies: int, out: Path) -> int:
+    """All comparisons; 1 if a bound is broken."""
+    torch.set_num_threads(1)
+    broken = []
+    for name in names:
+        print(f"{name}, {space}", flush=True)
+        comparison = Comparison(name, space, policies, out)
+        comparison.run()
+        comparison.write_csv()
+        for row in comparison.table():
+            print(f"{row['way']:10} mean {row['mean']:.4f}  {row['seconds']:7.0f} s  ranks {row['spearman']:.2f}")
+        broken += [f"{name}: {words}" for words in comparison.broken()]
+    print(*broken, sep="\n")
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(EXPERIMENTS))
+    parser.add_argument("--space", choices=SPACES, default="channels")
+    parser.add_argument("--policies", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/check_shared")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.names, arguments.space, arguments.policies, arguments.out))

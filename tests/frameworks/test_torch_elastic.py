@@ -1,0 +1,98 @@
+"""PyTorch's elastic model: what trains is what is masked, and cut out it is the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_contract import KINDS, TorchCases, random_policies
+from torch import nn
+from torch.nn import functional
+
+import autocompress as ac
+from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.torch.calls import call, outputs_of, tensors
+from autocompress.frameworks.torch.elastic import Elastic
+from autocompress.frameworks.torch.framework import TorchFramework
+
+CASES = TorchCases()
+
+
+def elastic_of(task: ac.Task) -> Elastic:
+    return TorchFramework().share(task, "l2", TuneSettings(1, 1e-2, 0.5)).elastic
+
+
+def gradients(elastic: Elastic, model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Outputs in training mode, and what a loss of them tells every parameter of the elastic model."""
+    elastic.model.zero_grad()
+    outputs = outputs_of(call(model, inputs))
+    torch.stack([(output - 0.3).square().sum() for output in outputs]).sum().backward()
+    return outputs, {name: p.grad.clone() for name, p in elastic.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_thin_model_trains_the_weights_as_the_masked_one_does(kind: str) -> None:
+    task = CASES.task(kind)
+    elastic = elastic_of(task)
+    inputs = tensors(next(iter(task.splits["train"].batches())).inputs)
+    for policy in random_policies(CASES, task, 4):
+        elastic.model.train()
+        elastic.obey(policy)
+        masked, expected = gradients(elastic, elastic.model, inputs)
+        cut, found = gradients(elastic, elastic.thin(policy), inputs)
+        for actual, wanted in zip(cut, masked, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+        for name, gradient in expected.items():
+            actual = found.get(name, torch.zeros_like(gradient))
+            assert (actual - gradient).abs().max() <= 2e-3 * max(float(gradient.abs().max()), 1e-2), name
+
+
+def test_every_width_has_a_step_of_its_own_that_learns() -> None:
+    task = CASES.task("conv")
+    elastic = elastic_of(task)
+    inputs = tensors(next(iter(task.splits["train"].batches())).inputs)
+    before = copy.deepcopy(elastic.model.state_dict())
+    optimizer = torch.optim.SGD(elastic.model.parameters(), 1e-3)
+    elastic.obey(ac.Policy({}, {"conv2": ac.LayerPolicy(4)}))
+    optimizer.zero_grad()
+    functional.mse_loss(call(elastic.model, inputs), torch.ones(64, 10)).backward()
+    optimizer.step()
+    changed = {name for name, tensor in elastic.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    steps = {name for name in changed if name.endswith("factor")}
+    assert steps == {"conv2.parametrizations.weight.0.widths.4.factor"}
+
+
+def test_a_smaller_policy_keeps_a_part_of_what_a_larger_one_keeps() -> None:
+    task = CASES.task("resnet")
+    elastic = elastic_of(task)
+    groups = TorchFramework().inspect(task).groups
+    ratios = (0.25, 0.5, 0.75)
+    removed = [elastic.removed(ac.Policy({group.name: ratio for group in groups})) for ratio in ratios]
+    for group in groups:
+        smaller, middle, larger = (set(one[group.name]) for one in removed)
+        assert smaller < middle < larger
+
+
+def test_the_task_keeps_its_model() -> None:
+    task = CASES.task("resnet")
+    before = copy.deepcopy(task.model.state_dict())
+    training = TorchFramework().share(task, "l2", TuneSettings(1, 1e-1, 0.5))
+    training.begin(1)
+    training.epoch(iter(random_policies(CASES, task, 2)), lambda _: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+    assert not any("parametrizations" in name or "simulated" in name for name, _ in task.model.named_modules())
+
+
+def test_features_are_learned_in_a_shared_training_too() -> None:
+    task = models.small_task(models.build("resnet"))
+    trained = []
+    for weight in (0.0, 100.0):
+        training = TorchFramework().share(task, "l2", TuneSettings(1, 1e-2, 0.5, feature_distillation=weight))
+        training.begin(1)
+        training.epoch(iter([ac.Policy({"block1.conv1": 0.5})]), lambda _: None)
+        trained.append(training.candidate(ac.Policy()).model.stem.weight.detach().numpy())
+    assert np.abs(trained[0] - trained[1]).max() > 0
