@@ -49,7 +49,7 @@ CONFINED = {
     "openvino": ["target", "frameworks.torch.convert", "frameworks.keras.convert", "trial", "deploy"],
     "nncf": ["target.precision"],
     "optuna": ["strategy"],
-    "scipy": ["target.meter", "frameworks.torch.labels"],
+    "scipy": ["target.meter", "frameworks.torch.labels", "strategy"],
     "filelock": ["run_folder"],
     "yaml": ["config"],
     "pandas": ["report", "console"],
