@@ -39,9 +39,9 @@ from torch import nn
 import autocompress as ac
 from autocompress.data import to_numpy
 from autocompress.frameworks.base import Candidate, TuneSettings
-from autocompress.frameworks.torch.batches import reestimate_batch_norm
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.frameworks.torch.reestimate import reestimate_batch_norm
 from autocompress.space import uniform_policy
 from autocompress.target import precision
 from autocompress.target.evaluate import evaluate, predict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.data import Inputs
 from autocompress.errors import TaskError
 from autocompress.policy import Policy
 from autocompress.structure import Structure
@@ -101,6 +102,20 @@ class Framework(Protocol):
         Raises:
             DivergedError: the loss is not a number.
             HopelessError: the settings ask for an early end, and the first epoch was in vain.
+        """
+        ...
+
+    def reestimate(self, task: Task, candidate: Candidate) -> None:
+        """Take normalization statistics and input ranges anew from training and calibration data, in place; no weight is trained.
+
+        Ranges that were learned stay as they are.
+        """
+        ...
+
+    def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
+        """The simulation's outputs for batches of inputs: one NumPy array, or a tuple of arrays in the model's order.
+
+        They have the form of `target.evaluate.predict`, which runs the deployed model, so the task's metric takes either.
         """
         ...
 

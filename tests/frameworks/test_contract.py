@@ -45,6 +45,10 @@ class Cases(Protocol):
         """The outputs of the framework itself, in order."""
         ...
 
+    def trained_weights_equal(self, model: Any, other: Any) -> bool:
+        """True where all that training changes is the same in both."""
+        ...
+
 
 class TorchCases:
     framework = TorchFramework()
@@ -71,6 +75,9 @@ class TorchCases:
     def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
         with torch.no_grad():
             return [output.numpy() for output in outputs_of(call(model.eval(), tensors(inputs)))]
+
+    def trained_weights_equal(self, model: Any, other: Any) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def _classes_and_brightness(outputs: Any, classes: torch.Tensor) -> torch.Tensor:
@@ -469,6 +476,71 @@ def test_batches_of_one_sample_do_not_ruin_the_model(cases: Cases) -> None:
     candidate = compressed(cases, task, ac.Policy({}, {"fc": ac.LayerPolicy(8, 8)}))
     cases.framework.fine_tune(task, candidate, TuneSettings(1, 1e-5, 0.5), silent)
     assert scored(cases, task, candidate) > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_simulation_predicts_what_the_framework_gives(cases: Cases, kind: str) -> None:
+    task = cases.task(kind)
+    candidate = compressed(cases, task, mixed_policy(cases, task))
+    cases.framework.reestimate(task, candidate)
+    batches = [batch.inputs for batch in task.splits["valid"].numpy()]
+    found = cases.framework.predict(task, candidate, batches)
+    parts = [cases.outputs(candidate.model, inputs) for inputs in batches]
+    expected = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    assert isinstance(found, tuple) == (len(expected) > 1)
+    for actual, wanted in zip(found if isinstance(found, tuple) else [found], expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_predicted_is_scored_like_the_deployed_model(cases: Cases) -> None:
+    task = cases.trained_task()
+    candidate = compressed(cases, task, ac.Policy())
+    assert simulated_score(cases, task, candidate) == pytest.approx(scored(cases, task, candidate), abs=1e-3)
+
+
+def test_statistics_taken_anew_win_back_what_pruning_costs(cases: Cases) -> None:
+    task = cases.trained_task()
+    structure = cases.framework.inspect(task)
+    layers = {layer.name: ac.LayerPolicy(8, 8) for layer in structure.layers}
+    candidate = compressed(cases, task, ac.Policy({group.name: 0.25 for group in structure.groups}, layers))
+    weights = copy.deepcopy(candidate.model)
+    before = simulated_score(cases, task, candidate)
+    cases.framework.reestimate(task, candidate)
+    after = simulated_score(cases, task, candidate)
+    assert after > before + 0.02
+    cases.framework.reestimate(task, candidate)
+    assert simulated_score(cases, task, candidate) == pytest.approx(after, abs=1e-3)
+    assert cases.trained_weights_equal(candidate.model, weights)
+
+
+def test_ranges_taken_anew_are_those_that_are_deployed(cases: Cases) -> None:
+    task = cases.task("mlp")
+    layers = cases.framework.inspect(task).layers
+    candidate = compressed(cases, task, ac.Policy({}, {layer.name: ac.LayerPolicy(8, 8) for layer in layers}))
+    cases.framework.reestimate(task, candidate)
+    simulated, real = both_outputs(cases, task, candidate, 32)
+    assert np.abs(simulated - real).mean() <= 0.01 * np.ptp(real)
+
+
+def test_a_learned_range_is_kept(cases: Cases) -> None:
+    task = cases.task("mlp")
+    layers = cases.framework.inspect(task).layers
+    candidate = compressed(cases, task, ac.Policy({}, {layer.name: ac.LayerPolicy(8, 4) for layer in layers}))
+    cases.framework.fine_tune(task, candidate, TuneSettings(2, 1e-2, 0.5), silent)
+    before = converted_ranges(cases, task, candidate)
+    cases.framework.reestimate(task, candidate)
+    assert converted_ranges(cases, task, candidate) == before
+
+
+def converted_ranges(cases: Cases, task: ac.Task, candidate: Candidate) -> dict[str, tuple[float, float]]:
+    return dict(cases.framework.to_openvino(task, candidate, 1).input_ranges)
+
+
+def simulated_score(cases: Cases, task: ac.Task, candidate: Candidate) -> float:
+    """The metric of the simulation on the validation data."""
+    batches = list(task.splits["valid"].numpy())
+    predictions = cases.framework.predict(task, candidate, (batch.inputs for batch in batches))
+    return task.scorer(predictions, np.concatenate([batch.targets for batch in batches]))
 
 
 def test_the_digest_knows_the_weights_and_the_architecture(cases: Cases) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from autocompress.data import Batch
-from autocompress.frameworks.torch.calls import call, device_of, tensors
+from autocompress.frameworks.torch.calls import device_of, tensors
 from autocompress.task import Task
 
-BATCH_NORM_BATCHES = 25
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -48,22 +45,3 @@ def comes_alone(task: Task) -> bool:
 def batch_norms(model: nn.Module) -> list[Any]:
     """The batch norms of a model."""
     return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-
-
-def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
-    """Replace the running statistics of batch norms by plain averages over some training batches."""
-    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
-    if not norms or comes_alone(task):
-        return
-    model.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    with torch.no_grad():
-        for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
-            call(model, batch.inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()

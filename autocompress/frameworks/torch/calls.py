@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from autocompress.data import Inputs, map_arrays
+from autocompress.data import Inputs, map_arrays, to_numpy
 from autocompress.task import Task
 
 
@@ -34,6 +37,14 @@ def outputs_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         value = value.values()
     return [tensor for item in value if item is not None for tensor in outputs_of(item)]
+
+
+def predicted(model: nn.Module, batches: Iterable[Inputs]) -> list[NDArray[Any]]:
+    """The outputs for batches of inputs, in order. The model is left in evaluation mode."""
+    device = device_of(model.eval())
+    with torch.no_grad():
+        found = [[to_numpy(output) for output in outputs_of(call(model, tensors(inputs, device)))] for inputs in batches]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import numpy as np
 import torch
@@ -14,21 +13,15 @@ from autocompress.data import Batch
 from autocompress.errors import DivergedError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, fastest_arithmetic
-from autocompress.frameworks.torch.batches import (
-    batch_count,
-    batch_norms,
-    comes_alone,
-    reestimate_batch_norm,
-    training_batches,
-)
-from autocompress.frameworks.torch.calls import call, device_of, tensors
+from autocompress.frameworks.torch.batches import batch_count, batch_norms, comes_alone, training_batches
+from autocompress.frameworks.torch.calls import device_of
 from autocompress.frameworks.torch.hopeless import Prospects
 from autocompress.frameworks.torch.losses import Objective
 from autocompress.frameworks.torch.optimize import default_optimizer, schedule_of
-from autocompress.frameworks.torch.simulate import calibrating, has_unseen_inputs, set_progress, share_binary_scales
+from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
+from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
 from autocompress.task import Task
 
-CALIBRATION_BATCHES = 8
 GRADIENT_NORM = 5.0
 WORTH_PROBING = 100
 """Steps of a training from which it pays to look for the fastest arithmetic."""
@@ -58,17 +51,6 @@ def fine_tune(
     reestimate_batch_norm(model, task)
     model.eval()
     progress(1.0)
-
-
-def calibrate_ranges(task: Task, model: nn.Module) -> None:
-    """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
-    if not has_unseen_inputs(model):
-        return
-    device = device_of(model)
-    model.eval()
-    with torch.no_grad(), calibrating(model):
-        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
-            call(model, tensors(batch.inputs, device))
 
 
 class Trainer:

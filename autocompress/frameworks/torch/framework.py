@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
+from autocompress.data import Inputs
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
-from autocompress.frameworks.torch.calls import example_inputs
+from autocompress.frameworks.torch.calls import example_inputs, predicted
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
 from autocompress.frameworks.torch.gradual import gradual_epochs, prune_gradually
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
+from autocompress.frameworks.torch.reestimate import reestimate
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.torch.state import architecture, load_weights, save_weights
 from autocompress.policy import Policy
@@ -100,6 +102,15 @@ class TorchFramework:
             candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, part)
             simulate(candidate.model, candidate.policy)
         fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), _part(progress, share, 1))
+
+    def reestimate(self, task: Task, candidate: Candidate) -> None:
+        """Take batch-norm statistics and input ranges anew."""
+        reestimate(candidate.model, task)
+
+    def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
+        """The simulation's outputs for batches of inputs."""
+        outputs = predicted(candidate.model, batches)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def save(self, candidate: Candidate, path: Path) -> None:
         """Write the candidate's weights as safetensors."""

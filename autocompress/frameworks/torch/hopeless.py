@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from autocompress.data import join, to_numpy
+from autocompress.data import join
 from autocompress.errors import HopelessError, TaskError
-from autocompress.frameworks.torch.calls import call, device_of, outputs_of, tensors
+from autocompress.frameworks.torch.calls import predicted
 from autocompress.task import Task
 
 SAMPLES = 512
@@ -46,7 +45,7 @@ class Prospects:
         Raises:
             HopelessError: it is hardly better than a model that ignores its input.
         """
-        found = self._score(self._outputs(model.eval()))
+        found = self._score(self._outputs(model))
         if found - self.floor < LEAST_SHARE * (self.original - self.floor):
             found, floor, original = (self.task.scorer.gain(value) for value in (found, self.floor, self.original))
             raise HopelessError(
@@ -55,10 +54,7 @@ class Prospects:
             )
 
     def _outputs(self, model: nn.Module) -> list[Any]:
-        device = device_of(model)
-        with torch.no_grad():
-            found = [outputs_of(call(model, tensors(batch.inputs, device))) for batch in self.batches]
-        return [np.concatenate([to_numpy(outputs[i]) for outputs in found]) for i in range(len(found[0]))]
+        return predicted(model, (batch.inputs for batch in self.batches))
 
     def _score(self, outputs: list[Any]) -> float:
         predictions = outputs[0] if len(outputs) == 1 else tuple(outputs)

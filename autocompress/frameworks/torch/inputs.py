@@ -62,6 +62,11 @@ class SimulatedInput(nn.Module):
             return cast(torch.Tensor, _OnLevels.apply(value, step, -zero, self.largest_code - zero))
         return cast(torch.Tensor, _OnLearnedLevels.apply(value, self.factor, step, -zero, self.largest_code - zero))
 
+    def forget(self) -> None:
+        """Be as if no batch had been seen, unless the range was learned."""
+        if self.factor is None or float(self.factor.detach()) == 1.0:
+            self.batches.zero_()
+
     @property
     def is_seen(self) -> bool:
         """True once a batch was seen."""

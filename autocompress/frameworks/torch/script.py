@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from autocompress.frameworks.base import Binarization, Candidate
-from autocompress.frameworks.torch.batches import reestimate_batch_norm
 from autocompress.frameworks.torch.calls import device_of, example_inputs
-from autocompress.frameworks.torch.finetune import calibrate_ranges
 from autocompress.frameworks.torch.framework import TorchFramework, require_plain
 from autocompress.frameworks.torch.layers import layers_of
+from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
 from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
 from autocompress.structure import Structure
 from autocompress.task import Task

@@ -51,7 +51,7 @@ def share_binary_scales(model: nn.Module, shared: bool) -> None:
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """Within it, every input's range is observed in whatever mode."""
-    quantizers = [module for module in model.modules() if isinstance(module, SimulatedInput)]
+    quantizers = _simulated_inputs(model)
     for quantizer in quantizers:
         quantizer.is_calibrating = True
     try:
@@ -61,9 +61,20 @@ def calibrating(model: nn.Module) -> Iterator[None]:
             quantizer.is_calibrating = False
 
 
+def forget_ranges(model: nn.Module) -> None:
+    """Let inputs be as if they had seen no batch, but for those whose range was learned."""
+    for quantizer in _simulated_inputs(model):
+        quantizer.forget()
+
+
+def has_coarse_inputs(model: nn.Module) -> bool:
+    """True where an input has fewer than 8 bits."""
+    return any(quantizer.bits < 8 for quantizer in _simulated_inputs(model))
+
+
 def has_unseen_inputs(model: nn.Module) -> bool:
     """True where an input's range was not observed yet."""
-    return any(isinstance(module, SimulatedInput) and not module.is_seen for module in model.modules())
+    return any(not quantizer.is_seen for quantizer in _simulated_inputs(model))
 
 
 def input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -92,6 +103,10 @@ def settle(model: nn.Module) -> dict[str, LayerGrid]:
         if parametrize.is_parametrized(module, "weight"):
             _leave_parametrized(module)
     return found
+
+
+def _simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
+    return [module for module in model.modules() if isinstance(module, SimulatedInput)]
 
 
 def _simulated_weights(model: nn.Module) -> Iterator[tuple[str, SimulatedWeight, torch.Tensor]]:

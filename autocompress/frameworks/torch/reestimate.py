@@ -1,0 +1,60 @@
+"""What a model remembers of its data, taken anew without training: batch-norm statistics and the ranges of quantized inputs."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
+from autocompress.frameworks.torch.calls import call, device_of, tensors
+from autocompress.frameworks.torch.simulate import calibrating, forget_ranges, has_coarse_inputs, has_unseen_inputs
+from autocompress.task import Task
+
+BATCH_NORM_BATCHES = 25
+CALIBRATION_BATCHES = 8
+
+
+def reestimate(model: nn.Module, task: Task) -> None:
+    """Take all of it anew, in place: statistics of what runs unquantized, then ranges.
+
+    8 bits hardly move a statistic; where inputs have fewer, the statistics are taken once more with the inputs on their grids.
+    """
+    forget_ranges(model)
+    reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)
+    if has_coarse_inputs(model):
+        reestimate_batch_norm(model, task)
+    model.eval()
+
+
+def calibrate_ranges(task: Task, model: nn.Module) -> None:
+    """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
+    if not has_unseen_inputs(model):
+        return
+    device = device_of(model)
+    model.eval()
+    with torch.no_grad(), calibrating(model):
+        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
+            call(model, tensors(batch.inputs, device))
+
+
+def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
+    """Replace the running statistics of batch norms by plain averages over some training batches."""
+    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
+    if not norms or comes_alone(task):
+        return
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    with torch.no_grad():
+        for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
+            call(model, batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
