@@ -50,7 +50,7 @@ CONFINED = {
     "openvino": ["target", "frameworks.torch.convert", "frameworks.keras.convert", "trial", "deploy"],
     "nncf": ["target.precision"],
     "optuna": ["strategy"],
-    "scipy": ["target.meter", "frameworks.classes", "sharing"],
+    "scipy": ["target.meter", "frameworks.classes", "sharing", "strategy"],
     "filelock": ["run_folder"],
     "yaml": ["config"],
     "pandas": ["report", "console"],

@@ -20,7 +20,7 @@ from autocompress.front import costs
 from autocompress.metrics import Metric
 from autocompress.record import State, TrialRecord
 from autocompress.space import SearchSpace
-from autocompress.strategy.sampler import FrontMutationSampler, silence_optuna
+from autocompress.strategy.mutation import FrontMutationSampler, silence_optuna
 from autocompress.strategy.seeds import seeds
 
 STUDY_NAME = "search"

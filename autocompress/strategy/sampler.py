@@ -1,107 +1,156 @@
-"""An Optuna sampler: mutations of the front, in turn with multivariate TPE."""
+"""An Optuna sampler that knows what choices cost before they are tried.
+
+Latency (and size) of a policy are known without training, accuracy is learned from the trials (`surrogate.py`). The sampler
+begins with a knapsack over believed damages and then proposes what is expected to add most hypervolume (`acquisition.py`).
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import Study
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-MUTATION_SHARE = 0.6
-"""Fraction of proposals that are mutations. In a measured comparison mutation found more of the front in few trials than TPE."""
-MAX_CHANGES = 3
-ATTEMPTS = 100
-ENUMERABLE = 10_000
+from autocompress.decision import Decision
+from autocompress.errors import ConfigError
+from autocompress.strategy.breeding import best_bred
+from autocompress.strategy.damages import blended, generic_damages, probed_damages
+from autocompress.strategy.knapsack import Cost, knapsack_seeds
+from autocompress.strategy.observed import Observed, Point, observed
+from autocompress.strategy.prospect import Limits, Prospect
+from autocompress.strategy.surrogate import Features, Scale
+
+Array = NDArray[np.float64]
+
+SEEDS = 8
+"""Points of the knapsack that are tried before anything is learned."""
+TRUST = (0.5, 1.0, 0.0)
+"""How far probed sensitivities may be trusted; the first is believed where nothing speaks for another."""
 
 
-class FrontMutationSampler(BaseSampler):
-    """Proposes points of a space of ordinal integers, usable with any Optuna study over these distributions.
+class SurrogateSampler(BaseSampler):
+    """Proposes points for a study over (accuracy, latency) or (accuracy, latency, size).
+
+    The parameters are `trial.suggest_int(decision.name, 0, len(decision.choices) - 1)`. What it proposes depends on the seed and
+    on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected.
 
     Args:
-        space: parameter name → distribution; what `trial.suggest_int` will ask for.
+        decisions: of the space, in the order of the model.
+        latency: estimates the second objective of points, one a row.
+        size: estimates the third one; needed where there is one, or a limit.
+        original: first objective of the model without compression.
+        floor: first objective of a model that knows nothing; by default 0, or below all that was seen where that is lower.
+        limits: that a model has to keep.
+        sensitivities: decision name → damage of each choice alone, without fine-tuning; NaN where unknown.
+        noise: standard deviation of the first objective when a policy is tuned again; by default from repeats.
         seed: of the random choices.
+
+    Raises:
+        ConfigError: size is limited but not estimated.
     """
 
-    def __init__(self, space: Mapping[str, IntDistribution], seed: int | None = None) -> None:
-        self._space: dict[str, BaseDistribution] = dict(space)
-        self._generator = np.random.default_rng(seed)
-        self._tpe = TPESampler(multivariate=True, seed=seed)
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        latency: Cost,
+        *,
+        original: float,
+        size: Cost | None = None,
+        floor: float | None = None,
+        limits: Limits = Limits(),  # noqa: B008, it is immutable
+        sensitivities: Mapping[str, Sequence[float]] | None = None,
+        noise: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if limits.size is not None and size is None:
+            raise ConfigError("A limit of the size needs an estimate of the size", None, "Pass size=FUNCTION.")
+        self.decisions = tuple(decisions)
+        self.limits = limits
+        self._costs = [latency] if size is None else [latency, size]
+        self._original, self._floor, self._noise, self._seed = original, floor, noise, seed
+        self._names = [d.name for d in decisions]
+        generic, probed = generic_damages(decisions), probed_damages(decisions, sensitivities or {})
+        trusts = TRUST if sensitivities else (0.0,)
+        self._beliefs = [blended(generic, probed, trust) for trust in trusts]
+        self._features = [Features(decisions, damages) for damages in self._beliefs]
+        self._independent = RandomSampler(seed)
+        self._seeds: list[Point] | None = None
+
+    def seeds(self) -> list[Point]:
+        """The first candidates."""
+        if self._seeds is None:
+            limits = [np.inf if limit is None else limit for limit in (self.limits.latency, self.limits.size)]
+            beliefs = self._beliefs[:: len(self._beliefs) - 1 or 1]  # as probed, and as if nothing had been
+            found = [knapsack_seeds(one, self._costs, limits[: len(self._costs)], SEEDS // len(beliefs)) for one in beliefs]
+            self._seeds = [point for point in dict.fromkeys(chain(*zip_longest(*found))) if point is not None]
+        return self._seeds
+
+    def shortlist(self, study: Study, count: int, besides: int | None = None) -> list[Point]:
+        """The points that are most worth a trial, the best first, none of them tried.
+
+        Args:
+            study: what is known.
+            count: how many, at most.
+            besides: the number of a trial that is taken to be absent.
+        """
+        seen = self._read(study, besides)
+        waiting = [point for point in self.seeds() if point not in seen.tried]
+        if waiting and len(seen.points) < SEEDS:
+            return waiting[:1]
+        prospect = self._prospect(study, seen)
+        generator = np.random.default_rng(seen.seed(self._seed))
+        start = [*self.seeds(), *map(tuple, prospect.front.tolist())]
+        return best_bred([len(d.choices) for d in self.decisions], start, prospect.worth, seen.tried, count, generator)
+
+    def choose(self, study: Study, points: Sequence[Point], latencies: Sequence[float]) -> int:
+        """Which of some points is most worth a trial, now that their latencies were measured."""
+        return int(self.state(study).worth(np.array(points, dtype=np.int64), np.asarray(latencies, dtype=float)).argmax())
+
+    def state(self, study: Study) -> Prospect:
+        """What is known, and what points are worth."""
+        return self._prospect(study, self._read(study, None))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space, from the first trial on."""
-        return {name: distribution for name, distribution in self._space.items() if not distribution.single()}
+        """All decisions that are open."""
+        return {d.name: IntDistribution(0, len(d.choices) - 1) for d in self.decisions if len(d.choices) > 1}
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        """A mutation of a front member that was not tried yet; or TPE's proposal, mutated until it is new."""
-        tried = {self._point(t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
-        parents = [t.params for t in study.best_trials if set(t.params) >= set(search_space)]
-        if parents and self._generator.random() < MUTATION_SHARE:
-            proposal = dict(parents[self._generator.integers(len(parents))])
-        else:
-            proposal = self._tpe.sample_relative(study, trial, search_space) or self._random(search_space)
-            if self._point(proposal) not in tried:
-                return proposal
-        return self._mutated(proposal, search_space, tried)
+        """The first of the shortlist."""
+        found = self.shortlist(study, 1, besides=trial.number)
+        point = dict(zip(self._names, found[0], strict=True)) if found else {}
+        return {name: value for name, value in point.items() if name in search_space}
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        """For a parameter outside the space."""
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        """For a parameter that is not a decision, and where every point was tried."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
-        """Start over from fresh randomness, as Optuna asks in parallel workers."""
-        self._generator = np.random.default_rng()
-        self._tpe.reseed_rng()
+        """Nothing to do: workers see each other's pending trials, and so propose different points."""
 
-    def _mutated(self, point: dict[str, Any], space: dict[str, BaseDistribution], tried: set[Any]) -> dict[str, Any]:
-        """A point near this one that was not tried: a walk of steps that each move a few decisions by one.
+    def _read(self, study: Study, besides: int | None) -> Observed:
+        objectives = len(study.directions)
+        if objectives not in (2, 3) or (objectives == 3 and len(self._costs) == 1):
+            raise ConfigError(
+                "This sampler needs a study over accuracy and latency, and a size where it is estimated",
+                f"{objectives} objectives",
+                "Use optuna.create_study(directions=[..., 'minimize']), or size=FUNCTION for a third one.",
+            )
+        return observed(study, self._names, besides)
 
-        In a small space that is nearly used up the walk may not find one; then any point that is left is taken.
-        """
-        neighbour = dict(point)
-        for _ in range(ATTEMPTS):
-            changes = min(len(space), int(self._generator.integers(1, MAX_CHANGES + 1)))
-            for name in self._generator.choice(sorted(space), size=changes, replace=False):
-                neighbour[name] = self._moved(neighbour[name], space[name])
-            if self._point(neighbour) not in tried:
-                return neighbour
-        return self._any_left(space, tried) or neighbour
+    def _prospect(self, study: Study, seen: Observed) -> Prospect:
+        sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
+        return Prospect(seen, self._scale(sign, seen.gains), self._features, self._costs, self.limits, self._noise)
 
-    def _any_left(self, space: dict[str, BaseDistribution], tried: set[Any]) -> dict[str, Any] | None:
-        choices = [range(d.low, d.high + 1) for d in space.values() if isinstance(d, IntDistribution)]
-        if math.prod(map(len, choices)) > ENUMERABLE:
-            return None
-        points = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
-        left = [point for point in points if self._point(point) not in tried]
-        return left[self._generator.integers(len(left))] if left else None
-
-    def _moved(self, value: int, distribution: BaseDistribution) -> int:
-        assert isinstance(distribution, IntDistribution)
-        if value <= distribution.low:
-            return value + 1
-        if value >= distribution.high:
-            return value - 1
-        return int(value + self._generator.choice([-1, 1]))
-
-    def _random(self, space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return {
-            name: int(self._generator.integers(d.low, d.high + 1)) for name, d in space.items() if isinstance(d, IntDistribution)
-        }
-
-    @staticmethod
-    def _point(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-        return frozenset(params.items())
-
-
-def silence_optuna() -> None:
-    """Optuna logs every trial and warns of features that are used on purpose."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    def _scale(self, sign: float, gains: Array) -> Scale:
+        original = sign * self._original
+        floor = sign * self._floor if self._floor is not None else min(0.0, original - abs(original))
+        lowest = float(gains.min(initial=floor))
+        if self._floor is None and lowest < floor:
+            floor = lowest - 0.05 * (original - lowest)
+        return Scale(original, min(floor, original - 1e-9))

@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from autocompress.policy import FLOAT, LayerPolicy, Policy
+from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
 from autocompress.structure import Structure
 from autocompress.target.layer_table import LayerTable
 from autocompress.target.precision import heavy_nodes
@@ -121,6 +121,35 @@ class Estimate:
     bops: int
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What of many policies their latency depends on.
+
+    Attributes:
+        count: how many policies.
+        inputs: layer name → input channels that each policy takes from it, (n,). Layers that lose none may be missing.
+        outputs: the same of output channels.
+        integer: layer name → whether it is in 8 bits, (n,).
+    """
+
+    count: int
+    inputs: Mapping[str, NDArray[np.int64]]
+    outputs: Mapping[str, NDArray[np.int64]]
+    integer: Mapping[str, NDArray[np.bool_]]
+
+    def lost_inputs(self, layer: str) -> NDArray[np.int64]:
+        """Input channels that a layer loses, (n,)."""
+        return self.inputs.get(layer, np.zeros(self.count, dtype=np.int64))
+
+    def lost_outputs(self, layer: str) -> NDArray[np.int64]:
+        """Output channels that a layer loses, (n,)."""
+        return self.outputs.get(layer, np.zeros(self.count, dtype=np.int64))
+
+    def is_integer(self, layer: str | None) -> NDArray[np.bool_]:
+        """Whether a layer is in 8 bits, (n,); a model's input never is."""
+        return np.zeros(self.count, dtype=bool) if layer is None else self.integer[layer]
+
+
 class Predictor:
     """Estimates policies of one model on one target, and learns from every latency that is measured.
 
@@ -154,14 +183,19 @@ class Predictor:
 
         Times are relative to the table's sum for the original, converted elements to those of all tensors that layers read.
         """
-        lost = self._structure.lost_channels(policy.pruning)
         layers = policy.layers
-        integer = {name: name in layers and layers[name].is_integer for name in self._table.nodes}
-        own = np.zeros((len(self._kinds), 2))
-        for name, is_integer in integer.items():
-            for kind, seconds in self._times(name, lost[0].get(name, 0), lost[1].get(name, 0), is_integer):
-                own[kind, int(is_integer)] += seconds / self._unit
-        return np.array([*own.sum(0), 1.0, *self._conversions(integer, lost[0]), *own.ravel()])
+        inputs, outputs = (
+            {name: np.array([count]) for name, count in lost.items()} for lost in self._structure.lost_channels(policy.pruning)
+        )
+        integer = {name: np.array([name in layers and layers[name].is_integer]) for name in self._table.nodes}
+        return self._features(Batch(1, inputs, outputs, integer))[0]
+
+    def ratios(self, batch: Batch) -> NDArray[np.float64]:
+        """Estimated latencies of many policies relative to the original, (n,)."""
+        if self._slopes is None:
+            self._slopes = self._fitted()
+        found: NDArray[np.float64] = np.maximum(self._features(batch) @ self._slopes, SMALLEST_RATIO)
+        return found
 
     def ratio(self, policy: Policy) -> float:
         """Estimated latency relative to the original."""
@@ -195,6 +229,15 @@ class Predictor:
             size += (pruned.weights * stored + 7) // 8 + (pruned.outputs * FLOAT_BITS // 8 if stored != FLOAT_BITS else 0)
         return Estimate(self.ratio(policy), size, macs, bops)
 
+    def _features(self, batch: Batch) -> NDArray[np.float64]:
+        own = np.zeros((batch.count, len(self._kinds), 2))
+        for name in self._table.nodes:
+            keys = (batch.lost_inputs(name), batch.lost_outputs(name), batch.integer[name])
+            for row, (inputs, outputs, is_integer) in enumerate(zip(*(key.tolist() for key in keys), strict=True)):
+                for kind, seconds in self._times(name, inputs, outputs, is_integer):
+                    own[row, kind, int(is_integer)] += seconds / self._unit
+        return np.hstack([own.sum(1), np.ones((batch.count, 1)), self._conversions(batch), own.reshape(batch.count, -1)])
+
     def _times(self, name: str, inputs: int, outputs: int, integer: bool) -> list[tuple[int, float]]:
         """(kind, time) of a layer's nodes when it has lost channels."""
         key = name, inputs, outputs, integer
@@ -205,24 +248,22 @@ class Predictor:
             ]
         return self._memory[key]
 
-    def _conversions(self, integer: Mapping[str, bool], lost_inputs: Mapping[str, int]) -> list[float]:
-        """Elements of each kind of conversion in COMMON_FEATURES, relative to all that layers read."""
-        to_integer = to_float = sum_to_float = float_into_sum = integer_into_float_sum = 0.0
+    def _conversions(self, batch: Batch) -> NDArray[np.float64]:
+        """Elements of each kind of conversion in COMMON_FEATURES, relative to all that layers read, (n, kinds)."""
+        found = np.zeros((5, batch.count))
         for edge in self._edges:
             whole = self._table.nodes[edge.readers[0]][0].inputs
-            elements = edge.elements * (1 - lost_inputs.get(edge.readers[0], 0) / whole) / self._moved
-            is_integer = edge.producer is not None and integer[edge.producer]
-            shortcuts = [name is not None and integer[name] for name in edge.joined]
-            if is_integer and not all(integer[name] for name in edge.readers):
-                to_float += elements
-                sum_to_float += elements * bool(shortcuts)
-            if not is_integer and any(integer[name] for name in edge.readers):
-                to_integer += elements
-            if is_integer:
-                float_into_sum += elements * shortcuts.count(False)
-            else:
-                integer_into_float_sum += elements * shortcuts.count(True)
-        return [to_integer, to_float, sum_to_float, float_into_sum, integer_into_float_sum]
+            elements = edge.elements * (1 - batch.lost_inputs(edge.readers[0]) / whole) / self._moved
+            readers = np.stack([batch.integer[name] for name in edge.readers])
+            is_integer = batch.is_integer(edge.producer)
+            shortcuts = np.sum([batch.is_integer(name) for name in edge.joined], axis=0) + np.zeros(batch.count)
+            to_float = is_integer & ~readers.all(0)
+            found[0] += elements * (~is_integer & readers.any(0))
+            found[1] += elements * to_float
+            found[2] += elements * to_float * bool(edge.joined)
+            found[3] += elements * is_integer * (len(edge.joined) - shortcuts)
+            found[4] += elements * ~is_integer * shortcuts
+        return found.T
 
     def _fitted(self) -> NDArray[np.float64]:
         """The most probable slopes under relative noise; errors count relative to the measured ratio."""
@@ -238,8 +279,12 @@ class Predictor:
         return slopes
 
 
+def stored_bits(bits: Bits) -> int:
+    """Of a stored weight that has so many bits."""
+    return next(stored for stored in (2, 4, 8, FLOAT_BITS) if (FLOAT_BITS if bits == FLOAT else int(bits)) <= stored)
+
+
 def _bits(layer: LayerPolicy) -> tuple[int, int, int]:
     """Of weights, of activations, and of a stored weight."""
     weights, activations = (FLOAT_BITS if bits == FLOAT else int(bits) for bits in (layer.weights, layer.activations))
-    stored = next(bits for bits in (2, 4, 8, FLOAT_BITS) if weights <= bits)
-    return weights, activations, stored
+    return weights, activations, stored_bits(layer.weights)

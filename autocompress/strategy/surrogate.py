@@ -1,0 +1,190 @@
+"""What accuracy a policy will have after fine-tuning: Bayesian linear regression over the damages of its choices.
+
+Accuracy is modelled as z = -log((gain - floor) / (original - floor)): what independent damages leave of a signal multiplies, so
+their z add up. The regression's columns are the sum of the damages and its square, each decision's own damage, each choice,
+and products of damages that meet: of neighbouring decisions, and of pruning and bits on one layer. How much each is believed at
+first, the noise, and how far probed sensitivities are to be trusted are what makes the observations most likely (evidence, Bishop
+2006, section 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from autocompress.decision import Decision
+from autocompress.strategy.damages import Damages
+
+Array = NDArray[np.float64]
+Points = NDArray[np.int64]
+"""One row per policy, one column per decision: the index of the choice."""
+
+LOWEST = 0.02
+"""The smallest fraction of the original's gain that is told from none."""
+SCALES = np.geomspace(0.02, 2.0, 12)
+NOISES = np.geomspace(0.002, 0.2, 12)
+"""Candidates for how much z damages of 1 cost, and for the standard deviation of z around the regression."""
+LIKELY_SCALE, LIKELY_NOISE, DECADES = 0.3, 0.01, 2.0
+"""Where both lie before anything was observed, and the standard deviation of their logarithms."""
+CURVATURE = 0.3
+"""Spread of the squared sum's weight, relative to that of the others: it must not make a ruined model look whole."""
+OWN_SPREADS = (0.4, 1.2)
+"""Candidates for how far single decisions and choices lie from their damages, relative to what damages cost."""
+MOST_COMPARED = 200
+"""Observations on which beliefs are compared: the most accurate ones, for the front is what counts."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Gains on the regression's scale.
+
+    Attributes:
+        original: gain of the original model.
+        floor: gain of a model that knows nothing.
+    """
+
+    original: float
+    floor: float
+
+    def fraction(self, gain: Array) -> Array:
+        """How much of the original's advantage over the floor is left, at least LOWEST."""
+        return np.maximum((gain - self.floor) / (self.original - self.floor), LOWEST)
+
+    def z(self, gain: Array) -> Array:
+        """Minus the logarithm of that."""
+        return -np.log(self.fraction(gain))
+
+
+class Features:
+    """The regression's columns for points of a space.
+
+    Args:
+        decisions: of the space.
+        damages: of every choice.
+    """
+
+    def __init__(self, decisions: Sequence[Decision], damages: Damages) -> None:
+        widths = [len(d.choices) for d in decisions]
+        self._damages = np.zeros((len(decisions), max(widths, default=0)))
+        for row, damage in zip(self._damages, damages, strict=True):
+            row[: len(damage)] = damage
+        self._first = np.concatenate([[0], np.cumsum([width - 1 for width in widths])]).astype(np.int64)
+        self._pairs = np.array(_meeting(decisions), dtype=np.int64).reshape(-1, 2)
+        self._typical = 1 / max(1, len(decisions))
+        own = len(decisions) + int(self._first[-1]) + len(self._pairs)
+        self.spreads = np.array([1.0, 2.0, CURVATURE, *[1.0] * own])
+        self.is_own = np.array([False] * 3 + [True] * own)
+
+    def __call__(self, points: Points) -> Array:
+        """(policies, columns)."""
+        damage = self._damages[np.arange(points.shape[1]), points]
+        total = damage.sum(1, keepdims=True)
+        pairs = np.sqrt(damage[:, self._pairs[:, 0]] * damage[:, self._pairs[:, 1]])
+        return np.hstack([np.ones_like(total), total, total**2, damage, self._typical * self._choices(points), pairs])
+
+    def _choices(self, points: Points) -> Array:
+        """One column for each choice but the first of its decision."""
+        found = np.zeros((len(points), int(self._first[-1])))
+        rows, decisions = np.nonzero(points)
+        found[rows, self._first[decisions] + points[rows, decisions] - 1] = 1.0
+        return found
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the observations make most likely.
+
+    Attributes:
+        features: with the damages that explain them best.
+        scale: how much z damages of 1 cost.
+        own: how far single choices lie from their damages.
+        noise: standard deviation of z around the regression, where the gain is the original's.
+        evidence: logarithm of their likelihood, up to a constant.
+    """
+
+    features: Features
+    scale: float
+    own: float
+    noise: float
+    evidence: float
+
+
+def best_belief(alternatives: Sequence[Features], points: Points, z: Array, fraction: Array) -> Belief:
+    """The belief under which the observations are most likely.
+
+    Args:
+        alternatives: the columns with other damages each; of equals the first wins.
+        points: that were observed.
+        z: of them.
+        fraction: of the original's gain that they kept; noise of z grows as it falls.
+    """
+    compared = np.argsort(z, kind="stable")[:MOST_COMPARED]
+    beliefs = [
+        _most_likely(features, own, points[compared], z[compared], fraction[compared])
+        for features in alternatives
+        for own in OWN_SPREADS
+    ]
+    return max(beliefs, key=lambda belief: belief.evidence)
+
+
+def _most_likely(features: Features, own: float, points: Points, z: Array, fraction: Array) -> Belief:
+    """Scale and noise for one choice of features: one decomposition serves all of them."""
+    rows = features(points) * features.spreads * np.where(features.is_own, own, 1.0) * fraction[:, None]
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    seen = (vectors.T @ (z * fraction)) ** 2
+    variances = np.maximum(values, 0) * SCALES[:, None, None] ** 2 + NOISES[None, :, None] ** 2
+    evidence = -0.5 * (seen / variances + np.log(variances)).sum(2)
+    evidence -= 0.5 * (np.log(SCALES / LIKELY_SCALE)[:, None] / DECADES) ** 2
+    evidence -= 0.5 * (np.log(NOISES / LIKELY_NOISE)[None, :] / DECADES) ** 2
+    scale, noise = np.unravel_index(int(evidence.argmax()), evidence.shape)
+    return Belief(features, float(SCALES[scale]), own, float(NOISES[noise]), float(evidence[scale, noise]))
+
+
+class Surrogate:
+    """The regression's posterior.
+
+    Args:
+        belief: what it starts from.
+        points: that were observed.
+        z: of them.
+        fraction: of the original's gain that they kept.
+        repeat_noise: standard deviation of the fraction when the same policy is tuned again; None takes half the variance around
+            the regression to be that.
+    """
+
+    def __init__(self, belief: Belief, points: Points, z: Array, fraction: Array, repeat_noise: float | None) -> None:
+        self._features = belief.features
+        repeats = belief.noise**2 / 2 if repeat_noise is None else min(repeat_noise, belief.noise) ** 2
+        self._repeats, self._misfit = repeats, belief.noise**2 - repeats
+        spreads = belief.scale * belief.features.spreads * np.where(belief.features.is_own, belief.own, 1.0)
+        rows = belief.features(points) * (fraction / belief.noise)[:, None]
+        self._factor = cho_factor(rows.T @ rows + np.diag(spreads**-2.0), lower=True)
+        self._weights: Array = cho_solve(self._factor, rows.T @ (z * fraction / belief.noise))
+
+    def predict(self, points: Points) -> tuple[Array, Array]:
+        """Mean and standard deviation of z of policies that were not observed."""
+        columns = self._features(points)
+        half = solve_triangular(self._factor[0], columns.T, lower=True)
+        mean = columns @ self._weights
+        return mean, np.sqrt((half**2).sum(0) + self._misfit * np.exp(2 * np.clip(mean, -1, 4)))
+
+    def mean_at(self, points: Points, z: Array, counts: Array) -> Array:
+        """Mean of z of policies that were observed, `counts` times each with the average z: between it and the regression."""
+        mean, total = self._features(points) @ self._weights, self._misfit + self._repeats / counts
+        return mean + (z - mean) * (self._misfit / total if self._misfit > 0 else 0.0)
+
+
+def _meeting(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
+    """Pairs of decisions whose damages meet: neighbours of one kind, and two kinds on one layer."""
+    pairs: list[tuple[int, int]] = []
+    last: dict[str, int] = {}
+    for j, decision in enumerate(decisions):
+        if decision.kind in last:
+            pairs.append((last[decision.kind], j))
+        pairs += [(i, j) for i, other in enumerate(decisions[:j]) if other.subject == decision.subject]
+        last[decision.kind] = j
+    return pairs

@@ -1,0 +1,50 @@
+"""A study as arrays."""
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from autocompress.strategy.observed import observed
+
+
+def study_of(*trials: tuple[int, float | None], direction: str = "maximize") -> optuna.Study:
+    """Trials (x, first objective); without one, given up."""
+    study = optuna.create_study(directions=[direction, "minimize"])
+    for x, value in trials:
+        values, state = ([value, float(x)], TrialState.COMPLETE) if value is not None else (None, TrialState.PRUNED)
+        study.add_trial(create_trial(params={"x": x}, distributions={"x": IntDistribution(0, 9)}, values=values, state=state))
+    return study
+
+
+def test_repeats_are_averaged_and_tell_the_noise() -> None:
+    seen = observed(study_of((3, 0.9), (1, 0.5), (3, 0.8), (1, 0.7), (2, 0.6)), ["x"])
+    assert seen.points.tolist() == [[1], [2], [3]]
+    assert seen.gains == pytest.approx([0.6, 0.6, 0.85])
+    assert seen.counts.tolist() == [2, 1, 2]
+    assert seen.repeat_variance == pytest.approx((0.02 + 0.005) / 2)
+
+
+def test_without_repeats_the_noise_is_unknown() -> None:
+    assert observed(study_of((1, 0.5), (2, 0.6)), ["x"]).repeat_variance is None
+
+
+def test_what_is_minimised_has_its_sign_turned() -> None:
+    assert observed(study_of((1, 0.2), direction="minimize"), ["x"]).gains.tolist() == [-0.2]
+
+
+def test_what_runs_or_was_given_up_is_tried_and_what_waits_is_not() -> None:
+    study = study_of((1, 0.5), (2, None))
+    study.enqueue_trial({"x": 7})
+    study.enqueue_trial({"x": 8})
+    trial = study.ask()
+    trial.suggest_int("x", 0, 9)
+    seen = observed(study, ["x"])
+    assert seen.pending == ((7,),)
+    assert seen.others == ((2,),)
+    assert seen.tried == {(1,), (2,), (7,)}
+    assert observed(study, ["x"], besides=trial.number).pending == ()
+
+
+def test_trials_of_another_space_are_left_out() -> None:
+    assert observed(study_of((1, 0.5)), ["x", "y"]).tried == frozenset()
