@@ -21,13 +21,12 @@ from torch.nn.utils import parametrize
 
 from autocompress import grids
 from autocompress.frameworks.base import Candidate
-from autocompress.frameworks.torch.channels import ChannelGroup, removed_slices
+from autocompress.frameworks.channels import ChannelGroup, Role, removed_slices
 from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, layers_of
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulate_inputs, simulated_weights
-from autocompress.frameworks.torch.trace import Role
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
 

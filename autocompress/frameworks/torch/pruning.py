@@ -74,7 +74,8 @@ class Pruning:
 
     def _model(self) -> nn.Module:
         """A copy of the original."""
-        return copy.deepcopy(self._task.model).cpu()
+        model: nn.Module = copy.deepcopy(self._task.model)
+        return model.cpu()
 
     def scores(self, criterion: str) -> dict[str, Scores]:
         """Group → importance of each channel, of the original."""
