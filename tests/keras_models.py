@@ -43,7 +43,7 @@ def conv(filters: int, size: int, name: str, strides: int = 1, **options: Any) -
 
 
 def norm(value: Any, name: str) -> Any:
-    return layers.BatchNormalization(name=name)(value)
+    return layers.BatchNormalization(momentum=0.8, name=name)(value)  # few steps
 
 
 def classified(value: Any, name: str = "fc") -> Any:
@@ -91,9 +91,7 @@ def separable_net() -> keras.Model:
     y = layers.ReLU()(norm(conv(16, 3, "stem", use_bias=False)(x), "bn0"))
     y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(y)
     y = layers.ReLU()(norm(y, "bn1"))
-    return disturbed(
-        keras.Model(x, classified(layers.ReLU()(norm(conv(24, 1, "pointwise", use_bias=False)(y), "bn2"))))
-    )
+    return disturbed(keras.Model(x, classified(layers.ReLU()(norm(conv(24, 1, "pointwise", use_bias=False)(y), "bn2")))))
 
 
 def grouped_net() -> keras.Model:
@@ -142,8 +140,8 @@ def two_inputs() -> keras.Model:
 def two_outputs(as_dict: bool = False) -> keras.Model:
     x = image()
     y = layers.GlobalAveragePooling2D()(conv(16, 3, "conv", 2, activation="relu")(x))
-    classes, brightness = layers.Dense(10, name="classes")(y), layers.Dense(1, name="brightness")(y)
-    return keras.Model(x, {"classes": classes, "brightness": brightness} if as_dict else [classes, brightness])
+    classes, shade = layers.Dense(10, name="classes")(y), layers.Dense(1, name="shade")(y)
+    return keras.Model(x, {"classes": classes, "shade": shade} if as_dict else [classes, shade])
 
 
 def regressor() -> keras.Model:

@@ -151,5 +151,10 @@ def framework_of(model: Any) -> Framework:
         from autocompress.frameworks.torch.framework import TorchFramework
 
         return TorchFramework()
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(model, keras.Model):
+        from autocompress.frameworks.keras.framework import KerasFramework
+
+        return KerasFramework()
     kind = f"{type(model).__module__}.{type(model).__name__}"
-    raise TaskError("A task's model is a torch.nn.Module", kind, "Keras models are not supported yet.")
+    raise TaskError("A task's model is a torch.nn.Module or a keras.Model", kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.base import Progress, TuneSettings
 
 MASKS = 20
 """How often a growing mask is chosen anew. Zhu & Gupta (2017) found that the frequency hardly matters."""
@@ -49,3 +49,8 @@ def silent_channels(channels: int, removed: int, fraction: float, schedule: str)
     if schedule == "linear" or removed == channels:
         return round(removed * fraction)
     return round(channels * (1 - math.pow(1 - removed / channels, fraction)))
+
+
+def part(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of a part of a whole."""
+    return lambda done: progress(first + (last - first) * done)

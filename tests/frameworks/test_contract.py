@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import autocompress as ac
-from autocompress.data import Inputs
+from autocompress.data import Inputs, to_numpy
 from autocompress.device import Target
 from autocompress.errors import ConversionError, DivergedError, HopelessError, TaskError
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
@@ -41,12 +41,20 @@ class Cases(Protocol):
         """A residual net at about 97 % of the digits."""
         ...
 
-    def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
-        """The outputs of the framework itself, in order."""
+    def again(self, model: Any) -> ac.Task:
+        """A task with few samples and a given model of images."""
         ...
 
-    def trained_weights_equal(self, model: Any, other: Any) -> bool:
-        """True where all that training changes is the same in both."""
+    def first_digits(self, count: int) -> Any:
+        """Some of the training data."""
+        ...
+
+    def loss_without_value(self) -> Any:
+        """A loss that is never a number."""
+        ...
+
+    def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
+        """The outputs of the framework itself, in order."""
         ...
 
 
@@ -72,12 +80,76 @@ class TorchCases:
     def trained_task(self, **options: Any) -> ac.Task:
         return models.digits_task(models.resnet(), **options)
 
+    def again(self, model: Any) -> ac.Task:
+        return models.small_task(model)
+
+    def first_digits(self, count: int) -> Any:
+        return tuple(array[:count] for array in models.digits()["train"])
+
+    def loss_without_value(self) -> Any:
+        return lambda outputs, targets: outputs.sum() * float("nan")
+
     def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
         with torch.no_grad():
             return [output.numpy() for output in outputs_of(call(model.eval(), tensors(inputs)))]
 
     def trained_weights_equal(self, model: Any, other: Any) -> bool:
         return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+class KerasCases:
+    def __init__(self) -> None:
+        import keras_models
+
+        from autocompress.frameworks.keras.framework import KerasFramework
+
+        self.models, self.framework = keras_models, KerasFramework()
+
+    def task(self, kind: str, **options: Any) -> ac.Task:
+        models = self.models
+        if kind in models.CLASSIFIERS:
+            return models.small_task(models.build(kind), **options)
+        data = models.digits()["valid"]
+        if kind in ("two inputs", "named inputs"):
+            data = models.halves(data, named=kind == "named inputs")
+            options = {"train": data, "valid": data} | options
+            return models.small_task(models.seeded(models.two_inputs), **options)
+        if kind in ("two outputs", "dict output"):
+            as_dict = kind == "dict output"
+            images, classes = (array[:64] for array in data)
+            targets: Any = (classes, 0 * classes[:, None].astype("float32"))
+            losses: Any = (models.cross_entropy(), "mse")
+            if as_dict:
+                targets, losses = (dict(zip(("classes", "shade"), both, strict=True)) for both in (targets, losses))
+            options = {"loss": losses, "metric": _first_classes_right, "direction": "maximize"} | options
+            options = {"train": (images, targets), "valid": (images, targets)} | options
+            return models.small_task(models.seeded(models.two_outputs, as_dict), **options)
+        assert kind == "regression"
+        parts = models.diabetes()
+        options = {"metric": "mse", "loss": "mse", "train": parts["train"], "valid": parts["valid"]} | options
+        return models.small_task(models.seeded(models.regressor), **options)
+
+    def trained_task(self, **options: Any) -> ac.Task:
+        return self.models.digits_task(self.models.resnet(), **options)
+
+    def again(self, model: Any) -> ac.Task:
+        return self.models.small_task(model)
+
+    def first_digits(self, count: int) -> Any:
+        return tuple(array[:count] for array in self.models.digits()["train"])
+
+    def loss_without_value(self) -> Any:
+        return lambda targets, outputs: outputs * float("nan")
+
+    def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
+        from autocompress.frameworks.keras.calls import predicted
+
+        return predicted(model, [inputs])
+
+
+def _first_classes_right(predictions: Any, targets: Any) -> float:
+    classes = targets["classes"] if isinstance(targets, dict) else targets[0]
+    return _classes_right(predictions, classes)
 
 
 def _classes_and_brightness(outputs: Any, classes: torch.Tensor) -> torch.Tensor:
@@ -110,7 +182,7 @@ KINDS = (
 SETTINGS = TuneSettings(epochs=1, learning_rate=5e-3, distillation=0.5)
 
 
-@pytest.fixture(scope="module", params=[TorchCases], ids=["torch"])
+@pytest.fixture(scope="module", params=[TorchCases, KerasCases], ids=["torch", "keras"])
 def cases(request: pytest.FixtureRequest) -> Cases:
     return request.param()
 
@@ -145,7 +217,7 @@ def test_the_framework_is_recognised_by_its_models(cases: Cases) -> None:
 
 
 def test_a_model_of_no_framework_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"torch\.nn\.Module.*dict"):
+    with pytest.raises(TaskError, match=r"torch\.nn\.Module or a keras\.Model.*dict"):
         framework_of({})
 
 
@@ -324,7 +396,7 @@ def test_a_chain_of_all_methods_is_deployed_as_it_was_trained(cases: Cases) -> N
     cases.framework.fine_tune(task, candidate, TuneSettings(3, 1e-2, 0.5), silent)
     simulated, real = both_outputs(cases, task, candidate, 300)
     assert (simulated.argmax(1) == real.argmax(1)).mean() >= 0.97
-    assert (real.argmax(1) == task.valid[1].numpy()).mean() >= 0.8
+    assert (real.argmax(1) == to_numpy(task.valid[1])).mean() >= 0.8
 
 
 @pytest.mark.usefixtures("_patterns_once")
@@ -435,7 +507,9 @@ def _own_loss(cases: Cases, task: ac.Task, model: Any) -> float:
     if task.scorer.name == "mse":
         return task.scorer(outputs[0], batch.targets)
     logits = outputs[0] - outputs[0].max(1, keepdims=True)
-    chosen = logits[np.arange(len(logits)), batch.targets] - np.log(np.exp(logits).sum(1))
+    classes = next(iter(batch.targets.values())) if isinstance(batch.targets, dict) else batch.targets
+    classes = classes[0] if isinstance(classes, tuple) else classes
+    chosen = logits[np.arange(len(logits)), classes] - np.log(np.exp(logits).sum(1))
     return float(-chosen.mean() + (np.mean(outputs[1] ** 2) if len(outputs) > 1 else 0.0))
 
 
@@ -450,7 +524,7 @@ def test_fine_tuning_is_repeatable(cases: Cases) -> None:
 
 
 def test_a_loss_that_is_not_a_number_ends_fine_tuning_clearly(cases: Cases) -> None:
-    task = cases.task("conv", loss=lambda outputs, targets: outputs.sum() * float("nan"))
+    task = cases.task("conv", loss=cases.loss_without_value())
     with pytest.raises(DivergedError, match=r"nan after 0 of 1 steps.*learning_rate"):
         cases.framework.fine_tune(task, compressed(cases, task, ac.Policy({"conv1": 0.5})), SETTINGS, silent)
 
@@ -472,7 +546,7 @@ def test_a_users_own_loop_trains_the_candidate_beside_the_original(cases: Cases)
 
 
 def test_batches_of_one_sample_do_not_ruin_the_model(cases: Cases) -> None:
-    task = cases.trained_task(batch_size=1, train=tuple(array[:40] for array in models.digits()["train"]))
+    task = cases.trained_task(batch_size=1, train=cases.first_digits(40))
     candidate = compressed(cases, task, ac.Policy({}, {"fc": ac.LayerPolicy(8, 8)}))
     cases.framework.fine_tune(task, candidate, TuneSettings(1, 1e-5, 0.5), silent)
     assert scored(cases, task, candidate) > 0.9
@@ -550,4 +624,4 @@ def test_the_digest_knows_the_weights_and_the_architecture(cases: Cases) -> None
     assert digest(task) != digest(cases.task("resnet"))
     tuned = compressed(cases, task, ac.Policy())
     cases.framework.fine_tune(task, tuned, SETTINGS, silent)
-    assert digest(models.small_task(tuned.model)) != digest(task)
+    assert digest(cases.again(tuned.model)) != digest(task)

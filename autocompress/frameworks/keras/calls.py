@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.data import Inputs, map_arrays, to_numpy
+from autocompress.errors import TaskError
 from autocompress.frameworks.keras.nodes import as_argument
 from autocompress.task import Task
 
@@ -41,6 +42,26 @@ def example_inputs(task: Task, batch: int) -> Inputs:
     names = samples[0].keys() if isinstance(samples[0], dict) else range(len(samples[0]))
     joined = {name: as_float32(np.concatenate([sample[name] for sample in samples])) for name in names}  # type: ignore[index]
     return joined if isinstance(samples[0], dict) else tuple(joined.values())
+
+
+def require_fitting(model: keras.Model, example: Inputs) -> None:
+    """Check that inputs are such as a graph takes.
+
+    Raises:
+        TaskError: their number, a name or a shape is another.
+    """
+    wanted = {tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs}
+    named = example if isinstance(example, dict) else dict(zip(wanted, example, strict=False))
+    given = {name: tuple(array.shape[1:]) for name, array in named.items()}
+    fits = given.keys() == wanted.keys() and len(example) == len(wanted)
+    if not fits or not all(_fits(given[name], wanted[name]) for name in wanted):
+        shapes = list(given.values()) if isinstance(example, tuple) else given
+        remedy = "Give each sample the model's shapes, without the batch."
+        raise TaskError(f"The train data fit the model's inputs, {wanted}", shapes, remedy)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(size is None or size == have for have, size in zip(shape, wanted, strict=True))
 
 
 def arrays(values: Any) -> Any:

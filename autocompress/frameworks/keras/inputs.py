@@ -32,7 +32,7 @@ class SimulatedInput(keras.layers.Layer):
     while training, and stand still in evaluation mode. A learned range starts from the average over the calibration, and is
     observed no more.
 
-    Whether a batch was seen is known to Python, and not only to the variables: a graph of the model holds the one case or the other.
+    Whether a batch was seen is known to Python beside the variables: a compiled graph holds the one case or the other.
 
     Attributes:
         is_calibrating: observe every batch, in whatever mode, and let it pass. The model then has to run eagerly.

@@ -83,6 +83,8 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 
 def _is_of_classes(loss: Any) -> bool:
-    names = [part if isinstance(part, str) else getattr(part, "name", getattr(part, "__name__", "")) for part in keras.tree.flatten(loss)]
+    names = [
+        part if isinstance(part, str) else getattr(part, "name", getattr(part, "__name__", ""))
+        for part in keras.tree.flatten(loss)
+    ]
     return any("categorical" in name for name in names)
-

@@ -56,8 +56,7 @@ class Simulated(keras.layers.Layer):
             return self.layer(value)
         kernel = kernel_of(self.layer)
         values = [
-            (variable, self.weight(read(kernel)) if variable is kernel else read(variable))
-            for variable in self.layer.variables
+            (variable, self.weight(read(kernel)) if variable is kernel else read(variable)) for variable in self.layer.variables
         ]
         with keras.StatelessScope(state_mapping=values):  # all of them: an outer scope's values are not seen within it
             return self.layer(value)

@@ -27,7 +27,7 @@ def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[.
 
 
 def read(variable: Any) -> Any:
-    """The value of a variable as a tensor. TensorFlow would otherwise hand on the variable, which no gradient function may see."""
+    """The value of a variable as a tensor: TensorFlow hands on the variable itself, which no gradient function may use."""
     return ops.cast(variable, variable.dtype)
 
 

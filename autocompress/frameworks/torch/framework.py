@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from autocompress.data import Inputs
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
-from autocompress.frameworks.schedule import gradual_epochs
+from autocompress.frameworks.schedule import gradual_epochs, part
 from autocompress.frameworks.torch.calls import example_inputs, predicted
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
@@ -99,10 +99,10 @@ class TorchFramework:
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:
-            part = _part(progress, 0, share)
-            candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, part)
+            first = part(progress, 0, share)
+            candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, first)
             simulate(candidate.model, candidate.policy)
-        fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), _part(progress, share, 1))
+        fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), part(progress, share, 1))
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""
@@ -127,11 +127,6 @@ class TorchFramework:
         codes = settle(plain)
         ranges = input_ranges(candidate.model)
         return Converted(convert(plain, self._example(task, batch)), codes, input_ranges=ranges)
-
-
-def _part(progress: Progress, first: float, last: float) -> Progress:
-    """Progress of a part of a whole."""
-    return lambda done: progress(first + (last - first) * done)
 
 
 def require_plain(model: nn.Module) -> None:

@@ -1,0 +1,143 @@
+"""The Keras side of the protocol in `frameworks/base.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.data import Inputs
+from autocompress.errors import TaskError
+from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.keras.backends import converted
+from autocompress.frameworks.keras.calls import example_inputs, predicted, require_fitting
+from autocompress.frameworks.keras.finetune import fine_tune
+from autocompress.frameworks.keras.gradual import prune_gradually
+from autocompress.frameworks.keras.graph import functional
+from autocompress.frameworks.keras.layers import layers_of
+from autocompress.frameworks.keras.losses import loss_of
+from autocompress.frameworks.keras.prune import remove_channels
+from autocompress.frameworks.keras.pruning import Pruning
+from autocompress.frameworks.keras.reestimate import reestimate
+from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
+from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
+from autocompress.frameworks.schedule import gradual_epochs, part
+from autocompress.policy import Policy
+from autocompress.structure import Structure
+from autocompress.target.precision import Converted
+from autocompress.task import Task
+
+BACKENDS = ("tensorflow", "torch", "jax")
+
+
+class KerasFramework:
+    """Keras 3, on any backend that can train."""
+
+    name = "keras"
+
+    def __init__(self) -> None:
+        if keras.backend.backend() not in BACKENDS:
+            remedy = "Set KERAS_BACKEND before Keras is imported."
+            raise TaskError(f"Keras models run on one of {', '.join(BACKENDS)}", keras.backend.backend(), remedy)
+        self._graphs: WeakKeyDictionary[Task, keras.Model] = WeakKeyDictionary()
+        self._examples: WeakKeyDictionary[Task, dict[int, Inputs]] = WeakKeyDictionary()
+        self._prunings: WeakKeyDictionary[Task, Pruning] = WeakKeyDictionary()
+
+    def digest(self, task: Task) -> str:
+        """A hash of the architecture and of every weight."""
+        graph = self._graph(task)
+        found = hashlib.sha256(json.dumps(architecture(graph), sort_keys=True).encode())
+        for weight in graph.get_weights():
+            found.update(np.ascontiguousarray(weight).tobytes())
+        return found.hexdigest()[:16]
+
+    def architecture(self, task: Task) -> dict[str, str]:
+        """Every layer and weight of the model in words."""
+        return architecture(self._graph(task))
+
+    def _graph(self, task: Task) -> keras.Model:
+        """The task's model as a graph, which shares its layers and weights."""
+        if task not in self._graphs:
+            example = self._example(task, 1)
+            graph = functional(task.model, example)
+            require_fitting(graph, example)
+            self._graphs[task] = graph
+        return self._graphs[task]
+
+    def _example(self, task: Task, batch: int) -> Inputs:
+        """Example inputs, read once: every candidate of a run is converted at the same shapes."""
+        known = self._examples.setdefault(task, {})
+        if batch not in known:
+            known[batch] = example_inputs(task, batch)
+        return known[batch]
+
+    def _pruning(self, task: Task) -> Pruning:
+        """What can be removed from the task's model, found once."""
+        if task not in self._prunings:
+            self._prunings[task] = Pruning(task, self._example(task, 1), self.digest(task))
+        return self._prunings[task]
+
+    def inspect(self, task: Task) -> Structure:
+        """Layers and proven dependency groups."""
+        if task.fine_tune is None:
+            loss_of(task)
+        return self._pruning(task).structure
+
+    def importance(self, task: Task, criterion: str) -> dict[str, NDArray[np.float64]]:
+        """Group name → importance of each of its channels, also of groups that are not proven."""
+        return self._pruning(task).scores(criterion)
+
+    def compress(
+        self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
+    ) -> Candidate:
+        """Prune physically, then simulate the policy's bits and zeros."""
+        model = self._graph(task)
+        if policy.pruning:
+            pruning = self._pruning(task)
+            removed = pruning.least_important(policy.pruning, criterion) if removed is None else removed
+            model = remove_channels(model, pruning.groups, removed)
+        macs = {layer.name: layer.macs for layer in layers_of(model, self._example(task, 1))}
+        return Candidate(simulate(model, policy), policy, macs, removed or {})
+
+    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+        """Train the candidate in place and re-estimate its batch-norm statistics."""
+        original = self._graph(task)
+        gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
+        share = gradual / settings.epochs
+        if gradual:
+            first = part(progress, 0, share)
+            pruned = prune_gradually(task, original, self._pruning(task), candidate.removed, settings, first)
+            candidate.model = simulate(pruned, candidate.policy)
+        rest = replace(settings, epochs=settings.epochs - gradual)
+        fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
+
+    def reestimate(self, task: Task, candidate: Candidate) -> None:
+        """Take batch-norm statistics and input ranges anew."""
+        reestimate(candidate.model, task)
+
+    def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
+        """The simulation's outputs for batches of inputs."""
+        outputs = predicted(candidate.model, batches)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def save(self, candidate: Candidate, path: Path) -> None:
+        """Write the candidate's weights as safetensors."""
+        save_weights(candidate.model, path)
+
+    def load(self, candidate: Candidate, path: Path) -> None:
+        """Read what `save` wrote."""
+        load_weights(candidate.model, path)
+
+    def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
+        """Convert a plain copy whose kernels lie on their grids."""
+        plain, codes = settle(candidate.model)
+        ranges = input_ranges(candidate.model)
+        return Converted(converted(plain, self._example(task, batch)), codes, input_ranges=ranges)
