@@ -84,7 +84,7 @@ class SimulatedWeight(keras.layers.Layer):
         if self.bits is None:
             return kept
         if self.is_learned:
-            return _on_learned_grid(kept, self._clamped_factor(), *self._constants(), grids.largest_code(self.bits))
+            return _on_learned_grid(kept, self._clamped_factor(), self._constants()[0], grids.largest_code(self.bits))
         quantized = straight_through(self._quantized, kept, *self._constants())
         return ops.where(self.waiting, kept, quantized) if self.bits == 1 else quantized
 
