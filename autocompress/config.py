@@ -35,11 +35,7 @@ class FineTuning(BaseModel):
     """How candidates are fine-tuned.
 
     Attributes:
-        mode: of a search. "each" tunes every candidate by itself; "shared" trains once for all, and candidates inherit the
-            weights; "auto" shares where that pays and is found not to cost accuracy, and says what was decided and why.
         epochs, learning_rate, distillation: override the task's own; None leaves them.
-        inherit_epochs: of a candidate's own training after it has inherited.
-        final_epochs: of the models of the front, once all candidates are tried; None: the same as `epochs`.
         feature_distillation: weight of the distance between a candidate's attention maps and the original's, beside the loss.
         binarization: weights of 1 bit have one scale per output channel ("xnor", XNOR-Net) or per layer ("dorefa", DoReFa-Net).
         arithmetic: "fastest" times a few steps in float32, in bfloat16 and with channels last, and takes float32 only where no
@@ -47,14 +43,15 @@ class FineTuning(BaseModel):
         pruning_schedule: "one_shot" removes the channels before the training; "linear" and "exponential" let them fall silent one
             after the other in the first third of the epochs (of two epochs and more), and remove them then.
         stop_hopeless: end a candidate that after its first epoch is hardly better than a model that ignores its input.
+        mode: of a search. "each" tunes every candidate by itself; "shared" trains once for all, and candidates inherit the
+            weights; "auto" shares where that pays and is found not to cost accuracy, and says what was decided and why.
+        inherit_epochs: of a candidate's own training after it has inherited.
+        final_epochs: of the models of the front, once all candidates are tried; None: the same as `epochs`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    mode: Literal["auto", "shared", "each"] = "auto"
     epochs: int | None = Field(None, ge=1)
-    inherit_epochs: int = Field(0, ge=0)
-    final_epochs: int | None = Field(None, ge=0)
     learning_rate: float | None = Field(None, gt=0)
     distillation: float | None = Field(None, ge=0, le=1)
     feature_distillation: float = Field(0.0, ge=0)
@@ -62,6 +59,9 @@ class FineTuning(BaseModel):
     arithmetic: Literal["f32", "fastest"] = "f32"
     stop_hopeless: bool = False
     pruning_schedule: Literal["one_shot", "linear", "exponential"] = "one_shot"
+    mode: Literal["auto", "shared", "each"] = "auto"
+    inherit_epochs: int = Field(0, ge=0)
+    final_epochs: int | None = Field(None, ge=0)
 
 
 class CompressionConfig(BaseModel):

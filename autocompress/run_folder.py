@@ -6,6 +6,7 @@ original.json         every part of the original model in words, so that its can
 samples.npz           a few validation inputs, for the bundles' self-test
 study.db              the Optuna study
 trials.csv front.csv  derived from the records
+shared/               the shared training: its weights, how far it is, what was decided about it
 trials/NNNN/          record.json (the truth), policy.json, removed.json, model.xml/.bin, weights.safetensors
 best                  a link to the bundle of the best trial so far, swapped whole
 """

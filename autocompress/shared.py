@@ -50,8 +50,9 @@ def is_shared(policy: Policy) -> bool:
 
 
 def nearest_shared(policy: Policy) -> Policy:
-    """The policy with widths that do not share replaced by wider ones that do."""
-    return Policy(policy.pruning, {name: _nearest(layer) for name, layer in policy.layers.items()})
+    """The policy with widths that do not share replaced by wider ones that do, and with the branches that it removes whole."""
+    pruning = {name: ratio for name, ratio in policy.pruning.items() if ratio < 1}
+    return Policy(pruning, {name: _nearest(layer) for name, layer in policy.layers.items()})
 
 
 def _nearest(layer: LayerPolicy) -> LayerPolicy:
@@ -97,7 +98,7 @@ class PolicySampler:
         return min(found, key=lambda policy: abs(self.predicted(policy) - wanted))
 
     def _point(self, generator: np.random.Generator) -> dict[str, int]:
-        return {decision.name: int(generator.integers(len(decision.choices))) for decision in self.space.decisions}
+        return {d.name: int(generator.integers(len(d.choices) - d.ends_whole)) for d in self.space.decisions}
 
 
 class Screen:

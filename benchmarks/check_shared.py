@@ -4,7 +4,8 @@
 
 Random policies of a space are tuned one by one from the original, twice with different seeds, and inherit from one shared
 training: without any training of their own, and with one epoch. Accuracies are those of the simulation on the validation data,
-seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `bits84` and `bits842` (a width for each layer).
+seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `branches` (whole ones may go too), `bits84` and
+`bits842` (a width for each layer).
 
 Every result is kept in `runs/check_shared/` as soon as it is there, so that a run can be cut off anywhere and started again; a
 row for each policy is written to `NAME-SPACE.csv` beside it. Ends with exit code 1 if a bound is broken: inherited at least as
@@ -20,7 +21,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,11 +41,17 @@ from autocompress.watch import Watcher
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ("mnist_resnet8", "mnist_mobilenet", "words_transformer")
-PRUNING = [{"ratios": [0, 0.25, 0.5, 0.75, 1]}]
+RATIOS: list[float] = [0, 0.25, 0.5, 0.75]
 SPACES = {
-    name: {"pruning": PRUNING, "precision": [{"weights": weights}]}
-    for name, weights in {"channels": [8], "bits84": [8, 4], "bits842": [8, 4, 2]}.items()
+    name: {"pruning": [{"ratios": ratios}], "precision": [{"weights": weights}]}
+    for name, (ratios, weights) in {
+        "channels": (RATIOS, [8]),
+        "branches": ([*RATIOS, 1], [8]),
+        "bits84": (RATIOS, [8, 4]),
+        "bits842": (RATIOS, [8, 4, 2]),
+    }.items()
 }
+STAGES = ("shared", "inherited", "each", "short", "again")
 EACH_EPOCHS, SHORT_EPOCHS = 3, 1
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
 
@@ -69,13 +76,18 @@ class Comparison:
         self.policies = [self._random(self.space, np.random.default_rng((7, i))) for i in range(policies)]
         self.screen = Screen(self.framework, self.task)
 
-    def run(self) -> None:
-        """Everything that is not known yet."""
+    def run(self, stages: Sequence[str]) -> None:
+        """What is not known yet of some stages."""
+        for seed, key in enumerate(("each", "again")):
+            if key in stages:
+                self._for_all(key, lambda policy, seed=seed: self._tuned(self._pruned(policy), EACH_EPOCHS, seed))
+        if not {"shared", "inherited", "short"} & set(stages):
+            return
         training = self._shared()
-        self._for_all("inherited", lambda policy: self._inherited(training, policy))
-        self._for_all("each", lambda policy: self._tuned(self._pruned(policy), EACH_EPOCHS, 0))
-        self._for_all("short", lambda policy: self._tuned(training.candidate(policy), SHORT_EPOCHS, 0))
-        self._for_all("again", lambda policy: self._tuned(self._pruned(policy), EACH_EPOCHS, 1))
+        if "inherited" in stages:
+            self._for_all("inherited", lambda policy: self._inherited(training, policy))
+        if "short" in stages:
+            self._for_all("short", lambda policy: self._tuned(training.candidate(policy), SHORT_EPOCHS, 0))
 
     def _shared(self) -> SharedTraining:
         """The shared training; one that was cut off begins anew, so that its seconds are known."""
@@ -162,14 +174,16 @@ class Comparison:
                 writer.writerow([policy.to_json(), *cells])
 
 
-def main(names: list[str], space: str, policies: int, out: Path) -> int:
+def main(names: list[str], space: str, policies: int, stages: list[str], out: Path) -> int:
     """All comparisons; 1 if a bound is broken."""
     torch.set_num_threads(1)
     broken = []
     for name in names:
         print(f"{name}, {space}", flush=True)
         comparison = Comparison(name, space, policies, out)
-        comparison.run()
+        comparison.run(stages)
+        if not set(STAGES) <= set(comparison.results):
+            continue
         comparison.write_csv()
         for row in comparison.table():
             print(f"{row['way']:10} mean {row['mean']:.4f}  {row['seconds']:7.0f} s  ranks {row['spearman']:.2f}")
@@ -183,6 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS))
     parser.add_argument("--space", choices=SPACES, default="channels")
     parser.add_argument("--policies", type=int, default=24)
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/check_shared")
     arguments = parser.parse_args()
-    sys.exit(main(arguments.names, arguments.space, arguments.policies, arguments.out))
+    sys.exit(main(arguments.names, arguments.space, arguments.policies, arguments.stages, arguments.out))

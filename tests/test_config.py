@@ -45,7 +45,10 @@ EVERYTHING: dict[str, Any] = {
         "dynamic": True,
     },
     "fine_tuning": {
+        "mode": "shared",
         "epochs": 2,
+        "inherit_epochs": 1,
+        "final_epochs": 4,
         "learning_rate": 1e-3,
         "distillation": 0.5,
         "feature_distillation": 10.0,

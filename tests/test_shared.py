@@ -79,6 +79,12 @@ def test_widths_that_do_not_share_are_trained_as_wider_ones(layer: LayerPolicy, 
     assert is_shared(policy) == (layer == nearest)
 
 
+def test_branches_that_go_whole_do_not_share() -> None:
+    policy = Policy({"stem": 0.5, "layer1.conv1": 1.0}, {"head": LayerPolicy(8, 8)})
+    assert not is_shared(policy)
+    assert nearest_shared(policy) == Policy({"stem": 0.5}, {"head": LayerPolicy(8, 8)})
+
+
 def test_the_largest_and_the_smallest_are_always_among_the_policies() -> None:
     sampler = PolicySampler(space(), share_of, None, seed=0)
     steps = list(itertools.islice(sampler.policies(0, 0), 3 * SANDWICH))
