@@ -74,6 +74,10 @@ def search(
         str | None, typer.Option(help="accuracy, then latency or throughput, then size or compressed_size, with commas.")
     ] = None,
     max_accuracy_drop: Annotated[str | None, typer.Option(help="For the best model: 0.01 (absolute) or 1% (relative).")] = None,
+    max_size: Annotated[str | None, typer.Option(help="For the best model: 80kB, 1.5MB.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Who proposes candidates: autocompress, mutation, tpe, nsga2 or random.")
+    ] = None,
     epochs: EpochsOption = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
@@ -97,6 +101,8 @@ def search(
         "strategy": strategy,
         "objectives": [word.strip() for word in objectives.split(",")] if objectives else None,
         "max_accuracy_drop": max_accuracy_drop,
+        "max_size": max_size,
+        "sampler": sampler,
         "fine_tuning.epochs": epochs,
         "target.threads": threads,
         "seed": seed,

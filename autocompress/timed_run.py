@@ -63,11 +63,14 @@ class TimedRun(Run):
         """True when the trials are used up, or the next one would not end in time."""
         tuned = [r for r in self.folder.records() if not r.is_baseline and r.state in (State.COMPLETE, State.FAILED)]
         left = None if self.max_trials is None else self.max_trials - len(tuned)
-        seconds = None
-        if self.config.time_limit_s is not None:
-            seconds = self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+        seconds = self._seconds_left()
         self.watcher.left(left, seconds)
         return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
+
+    def _seconds_left(self) -> float | None:
+        """Until the front has to be measured; None where there is no limit."""
+        limit = self.config.time_limit_s
+        return None if limit is None else limit - (time.monotonic() - self.started) - self._final_seconds()
 
     def _trial_seconds(self) -> float:
         """What the next trial will take: the median of those that were fine-tuned."""
