@@ -193,6 +193,38 @@ def compress(
 
 
 @app.command()
+def analyze(
+    task: Annotated[str, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")],
+    space: Annotated[
+        str | None, typer.Option(help="A preset (int8, int8-prune, mixed-precision, sparse, full) or a YAML file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the heat map of layers × choices: .png or .svg.")] = None,
+    threads: ThreadsOption = None,
+    keep_inert: Annotated[bool, typer.Option("--keep-inert", help="Look also at what buys nothing on this device.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each choice alone costs in accuracy, beside the latency that it buys."""
+    from autocompress.analysis import analyze as look
+    from autocompress.config import load_config
+    from autocompress.console import ConsoleWatcher
+    from autocompress.report.terminal import analysis_table
+    from autocompress.task import load_task
+
+    settings = load_config(config, {"space": space, "target.threads": threads, "keep_inert": keep_inert or None})
+    watcher = ConsoleWatcher(errors)
+    with watcher.live():
+        found = look(load_task(task), settings, watcher)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        console.print(analysis_table(found), highlight=False)
+    if out is not None:
+        found.plot(out)
+        (errors if as_json else console).print(str(out), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def plot(
     run: RunArgument,
     out: Annotated[

@@ -36,7 +36,7 @@ LAYERS = [
     ["console", "timed_run"],
     ["single", "workflow"],
     ["outer_loop"],
-    ["dry_run"],
+    ["dry_run", "analysis"],
     ["cli"],
     ["__main__"],
 ]

@@ -237,7 +237,9 @@ class Predictor:
             for row, (inputs, outputs, is_integer) in enumerate(zip(*(key.tolist() for key in keys), strict=True)):
                 for kind, seconds in self._times(name, inputs, outputs, is_integer):
                     own[row, kind, int(is_integer)] += seconds / self._unit
-        return np.hstack([own.sum(1), np.ones((batch.count, 1)), self._conversions(batch), own.reshape(batch.count, 2 * len(self._kinds))])
+        return np.hstack(
+            [own.sum(1), np.ones((batch.count, 1)), self._conversions(batch), own.reshape(batch.count, 2 * len(self._kinds))]
+        )
 
     def _times(self, name: str, inputs: int, outputs: int, integer: bool) -> list[tuple[int, float]]:
         """(kind, time) of a layer's nodes when it has lost channels."""
