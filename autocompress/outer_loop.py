@@ -76,16 +76,21 @@ class Search(TimedRun):
     """A search: what the sampler proposes."""
 
     def _refuse_what_cannot_work(self) -> None:
-        """A budget that nothing keeps, a study that cannot be read."""
+        """A budget that nothing keeps; a study, or policies to start from, that cannot be read."""
         super()._refuse_what_cannot_work()
         self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms)
         foresight = Foresight(self.bench, self.space, self.prepared.fingerprint, self.watcher)
         self.sampling = Sampling(self.config, foresight, self.objectives, self.metric, self.budget_ms)
+        _ = self.sampling.start
 
     def _run_baselines(self) -> None:
         """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
         super()._run_baselines()
         for source, plan in baselines.uniform_baselines(self.bench.structure, self.space.steps):
+            seconds = self._seconds_left()
+            if seconds is not None and seconds < self._trial_seconds():
+                self.watcher.say(f"Skipped for lack of time: {source}")
+                continue
             self.run_trial(plan, source)
 
     def _run_candidates(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ class Sampling:
             seconds: that are left; None without a limit.
         """
         space = self.foresight.space
-        start = self._start()
+        start = self.start
         if self.config.sampler != "autocompress":
             own = [] if self.config.sampler == "random" else [*seeds(space)]
             proposals.begin(known, self._rival(self.config.sampler, proposals, records), [*start, *own])
@@ -142,8 +143,13 @@ class Sampling:
 
         return size
 
-    def _start(self) -> list[dict[str, int]]:
-        """Points of the policies from which the search is told to start."""
+    @cached_property
+    def start(self) -> list[dict[str, int]]:
+        """Points of the policies from which the search is told to start.
+
+        Raises:
+            UserError: a policy or a run cannot be read.
+        """
         found = []
         for source in self.config.start_from:
             for policy in self._policies(source):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 from autocompress import baselines
@@ -15,6 +14,8 @@ from autocompress.task import Task
 from autocompress.watch import Watcher
 
 DEFAULT_TRIALS = 40
+LATEST = 3
+"""Trials from which the next one's time is taken."""
 FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
 
@@ -73,10 +74,9 @@ class TimedRun(Run):
         return None if limit is None else limit - (time.monotonic() - self.started) - self._final_seconds()
 
     def _trial_seconds(self) -> float:
-        """What the next trial will take: the median of those that were fine-tuned."""
-        return statistics.median(
-            [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE] or [0.0]
-        )
+        """What the next trial will take: as long as the slowest of the last ones that were fine-tuned."""
+        tuned = [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE]
+        return max(tuned[-LATEST:], default=0.0)
 
     def _final_seconds(self) -> float:
         """What measuring and scoring the front will take."""
