@@ -14,6 +14,8 @@ _ABSOLUTE = re.compile(rf"^{_NUMBER}\s*(us|ms|s)$")
 _RELATIVE = re.compile(rf"^{_NUMBER}\s*(%|x)(?:\s*(?:of\s+)?(original|int8))?$")
 _TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _DURATION = re.compile(rf"^{_NUMBER}\s*(s|m|h)?$")
+_SIZE = re.compile(rf"^{_NUMBER}\s*(b|kb|mb|gb)?$")
+_TO_BYTES = {None: 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000}
 _TO_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -111,3 +113,15 @@ def parse_duration(text: str | float) -> float:
     if not match or float(match[1]) <= 0:
         raise ConfigError("A time is a positive duration", repr(text), "Write 90s, 8m or 1.5h.")
     return float(match[1]) * _TO_SECONDS[match[2]]
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size written `80000`, `80kB` or `1.5MB`.
+
+    Raises:
+        ConfigError: it does not parse, or is not positive.
+    """
+    match = _SIZE.match(str(text).strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise ConfigError("A size is a positive number of bytes", repr(text), "Write 80000, 80kB or 1.5MB.")
+    return round(float(match[1]) * _TO_BYTES[match[2]])

@@ -74,6 +74,10 @@ def search(
         str | None, typer.Option(help="accuracy, then latency or throughput, then size or compressed_size, with commas.")
     ] = None,
     max_accuracy_drop: Annotated[str | None, typer.Option(help="For the best model: 0.01 (absolute) or 1% (relative).")] = None,
+    max_size: Annotated[str | None, typer.Option(help="For the best model: 80kB, 1.5MB.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Who proposes candidates: autocompress, mutation, tpe, nsga2 or random.")
+    ] = None,
     epochs: EpochsOption = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
@@ -97,6 +101,8 @@ def search(
         "strategy": strategy,
         "objectives": [word.strip() for word in objectives.split(",")] if objectives else None,
         "max_accuracy_drop": max_accuracy_drop,
+        "max_size": max_size,
+        "sampler": sampler,
         "fine_tuning.epochs": epochs,
         "target.threads": threads,
         "seed": seed,
@@ -184,6 +190,38 @@ def compress(
     for note in record.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"IR: {choice.folder.trial(record.number) / 'model.xml'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def analyze(
+    task: Annotated[str, typer.Argument(help="PATH.py or PATH.py:NAME with an autocompress.Task.", metavar="TASK")],
+    space: Annotated[
+        str | None, typer.Option(help="A preset (int8, int8-prune, mixed-precision, sparse, full) or a YAML file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the heat map of layers × choices: .png or .svg.")] = None,
+    threads: ThreadsOption = None,
+    keep_inert: Annotated[bool, typer.Option("--keep-inert", help="Look also at what buys nothing on this device.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each choice alone costs in accuracy, beside the latency that it buys."""
+    from autocompress.analysis import analyze as look
+    from autocompress.config import load_config
+    from autocompress.console import ConsoleWatcher
+    from autocompress.report.terminal import analysis_table
+    from autocompress.task import load_task
+
+    settings = load_config(config, {"space": space, "target.threads": threads, "keep_inert": keep_inert or None})
+    watcher = ConsoleWatcher(errors)
+    with watcher.live():
+        found = look(load_task(task), settings, watcher)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        console.print(analysis_table(found), highlight=False)
+    if out is not None:
+        found.plot(out)
+        (errors if as_json else console).print(str(out), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from autocompress.budget import Budget, Drop, parse_duration
+from autocompress.budget import Budget, Drop, parse_duration, parse_size
 from autocompress.device import Fingerprint, Target
 from autocompress.errors import ConfigError
 
 Objective = Literal["accuracy", "latency", "throughput", "size", "compressed_size"]
+Sampler = Literal["autocompress", "mutation", "tpe", "nsga2", "random"]
 Criterion = Literal["l1", "l2", "geometric_median", "bn_scale", "lamp", "taylor", "hessian", "random"]
 Storage = Literal["compact", "fast"]
 
@@ -104,9 +105,13 @@ class SearchConfig(CompressionConfig):
         space: a preset's name, a YAML file, or the mapping itself.
         budget: latency budget, for example 0.25ms, 50%, "70% of int8". None: no budget.
         max_accuracy_drop: models that lose more are not chosen as best; 0.01 is absolute, "1%" relative. None: no limit.
+        max_size: of the deployed model, for example 80kB or 1.5MB; larger ones are not chosen as best. None: no limit.
         strategy: "search" lets a sampler propose candidates; "workflow" takes the steps that are recommended for OpenVINO, INT8
             after training, INT8 fine-tuned, pruning and INT8 fine-tuned, each only if the one before misses the allowed accuracy
             drop (1 % where none is given) or the budget.
+        sampler: who proposes candidates in a search. "autocompress" knows what a policy costs before it is tried, and learns what
+            accuracy it will have; "mutation" changes members of the front; "tpe", "nsga2" and "random" are Optuna's own.
+        start_from: policy files, templates, or folders of runs whose fronts are tried first.
         objectives: what the front trades off. None: what the space recommends.
         max_trials: candidates to score. Over-budget ones end after a second or two and are not counted.
         max_time: when to stop, the final measurement included.
@@ -117,7 +122,10 @@ class SearchConfig(CompressionConfig):
 
     task: str | None = None
     out: str = "runs/search"
+    max_size: str | int | None = None
     strategy: Literal["search", "workflow"] = "search"
+    sampler: Sampler = "autocompress"
+    start_from: list[str] = []
     space: str | dict[str, Any] = "int8-prune"
     budget: str | None = None
     max_accuracy_drop: str | float | None = None
@@ -129,13 +137,12 @@ class SearchConfig(CompressionConfig):
     gate_slack: float = Field(0.1, ge=0)
     recorded: Recorded | None = None
 
-    @field_validator("budget", "max_time", "max_accuracy_drop", mode="before")
+    @field_validator("budget", "max_time", "max_accuracy_drop", "max_size", mode="before")
     @classmethod
     def _parses(cls, value: Any, info: Any) -> Any:
         if value is not None:
-            {"budget": lambda v: Budget.parse(str(v)), "max_time": parse_duration, "max_accuracy_drop": Drop.parse}[
-                info.field_name
-            ](value)
+            parsers: dict[str, Any] = {"max_time": parse_duration, "max_accuracy_drop": Drop.parse, "max_size": parse_size}
+            parsers.get(info.field_name, lambda text: Budget.parse(str(text)))(value)
         return str(value) if info.field_name != "max_accuracy_drop" and value is not None else value
 
     @model_validator(mode="after")
@@ -161,6 +168,11 @@ class SearchConfig(CompressionConfig):
     def accuracy_drop(self) -> Drop | None:
         """The allowed drop, parsed."""
         return None if self.max_accuracy_drop is None else Drop.parse(self.max_accuracy_drop)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The largest size, in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size)
 
     @property
     def time_limit_s(self) -> float | None:

@@ -76,10 +76,16 @@ def within_budget(record: TrialRecord, budget_ms: float | None) -> bool:
 
 
 def eligible(
-    records: Sequence[TrialRecord], budget_ms: float | None, drop: Drop | None, original: float | None, metric: Metric
+    records: Sequence[TrialRecord],
+    budget_ms: float | None,
+    drop: Drop | None,
+    original: float | None,
+    metric: Metric,
+    max_bytes: int | None = None,
 ) -> list[TrialRecord]:
-    """The complete trials that keep the budget and lose no more than the drop."""
+    """The complete trials that keep the budget and the size, and lose no more than the drop."""
     complete = [r for r in records if r.state == State.COMPLETE and r.accuracy_valid is not None and within_budget(r, budget_ms)]
+    complete = [r for r in complete if max_bytes is None or (r.size_bytes or 0) <= max_bytes]
     if drop is None or original is None:
         return complete
     return [r for r in complete if r.accuracy_valid is not None and drop.allows(r.accuracy_valid, original, metric)]

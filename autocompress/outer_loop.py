@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from autocompress import baselines
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
-from autocompress.record import Plan, State, TrialRecord
+from autocompress.foresight import Foresight
+from autocompress.policy import Policy
+from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
+from autocompress.sampling import Sampling
 from autocompress.strategy.proposals import Proposals
 from autocompress.task import Task, absolute_reference, load_task
 from autocompress.timed_run import TimedRun
@@ -18,6 +22,10 @@ from autocompress.workflow import Workflow
 
 MAX_IDLE = 300
 """So many proposals in a row that end at the gate, or were tried before, mean that nothing is left to try."""
+
+MOST_MEASURED, MEASURED_SHARE = 8, 0.15
+"""Proposals whose latency is measured before one of them is fine-tuned, and the share of a fine-tuning that this may cost."""
+LOOKED_AT = (Stage.COMPRESS, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
 
 
 def search(
@@ -68,37 +76,61 @@ class Search(TimedRun):
     """A search: what the sampler proposes."""
 
     def _refuse_what_cannot_work(self) -> None:
-        """A budget that nothing keeps, a study that cannot be read."""
+        """A budget that nothing keeps; a study, or policies to start from, that cannot be read."""
         super()._refuse_what_cannot_work()
-        seed = self.config.seed + len(self.folder.records())
-        self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms, seed)
+        self.proposals = Proposals(self.folder.file("study.db"), self.space, self.objectives, self.metric, self.budget_ms)
+        foresight = Foresight(self.bench, self.space, self.prepared.fingerprint, self.watcher)
+        self.sampling = Sampling(self.config, foresight, self.objectives, self.metric, self.budget_ms)
+        _ = self.sampling.start
 
     def _run_baselines(self) -> None:
         """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
         super()._run_baselines()
         for source, plan in baselines.uniform_baselines(self.bench.structure, self.space.steps):
+            seconds = self._seconds_left()
+            if seconds is not None and seconds < self._trial_seconds():
+                self.watcher.say(f"Skipped for lack of time: {source}")
+                continue
             self.run_trial(plan, source)
 
     def _run_candidates(self) -> None:
         self._share()
         records = [record for record in self.folder.records() if not record.is_final]
         open_records = [r for r in records if not r.is_baseline and self._is_open(r)]
-        self.proposals.begin(r for r in records if r not in open_records)
+        ended = [r for r in records if r not in open_records]
+        self.sampling.begin(self.proposals, ended, records, self._seconds_left())
         for record in open_records:
             if self._stop():
                 return
-            self.proposals.tell(self.run_trial(record.plan, record.source, self._gate_ms))
+            self._tell(self.run_trial(record.plan, record.source, self._gate_ms))
         idle = 0
         while not self._stop():
-            point, source = self.proposals.ask()
+            point, source = self.proposals.ask(self._untrained_ms, self._measured_at_once())
             plan = Plan.of(self.space.policy(point))
             known = {record.key: record for record in self.folder.records()}
             record = known[plan.key] if plan.key in known else self.run_trial(plan, source, self._gate_ms)
-            self.proposals.tell(record)
+            self._tell(record)
             idle = idle + 1 if plan.key in known or record.state == State.OVER_BUDGET else 0
             if idle >= min(MAX_IDLE, 2 * self.space.size + 20):
                 self.watcher.say("Nothing new is left to try within the budget")
                 return
+
+    def _tell(self, record: TrialRecord) -> None:
+        if self.sampling.is_foreseen:
+            self.sampling.foresight.observe([record])
+        self.proposals.tell(record)
+
+    def _untrained_ms(self, policy: Policy) -> float:
+        return self.bench.untrained_latency(self.bench.candidate(policy)).ms
+
+    def _measured_at_once(self) -> int:
+        """How many proposals are measured before one is fine-tuned: what that costs is a small share of a fine-tuning."""
+        tuned = [r for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE]
+        if not tuned:
+            return 1
+        training = statistics.median(r.seconds.get(Stage.FINE_TUNE, 0.0) for r in tuned)
+        looking = statistics.median(sum(r.seconds.get(stage, 0.0) for stage in LOOKED_AT) for r in tuned)
+        return int(min(MOST_MEASURED, max(1.0, MEASURED_SHARE * training / max(looking, 1e-3))))
 
     def _is_open(self, record: TrialRecord) -> bool:
         """A trial that was killed, or ended at a gate that is now wider."""

@@ -105,9 +105,10 @@ class Result:
         drop = self.config.accuracy_drop if max_accuracy_drop is None else Drop.parse(max_accuracy_drop)
         original = next((r.accuracy_valid for r in self.records if r.source == baselines.ORIGINAL), None)
         kept = [record for record in self.records if self.folder.has_model(record.number)]
-        found = choose[prefer](eligible(kept, self.budget_ms, drop, original, self.metric), self.metric)
+        found = choose[prefer](eligible(kept, self.budget_ms, drop, original, self.metric, self.config.max_bytes), self.metric)
         if found is None:
             limits = [f"{self.budget_ms:.4g} ms" if self.budget_ms else "", f"a drop of {drop.value:g}" if drop else ""]
+            limits += [f"{self.config.max_size}" if self.config.max_size else ""]
             raise RunFolderError(
                 "A chosen model keeps the budget and the allowed drop",
                 f"no model within {' and '.join(filter(None, limits)) or 'the run'}",

@@ -109,7 +109,9 @@ class Run:
         records = self.folder.records()
         original = next((r.accuracy_valid for r in records if r.source == baselines.ORIGINAL), None)
         records = [record for record in records if self.folder.has_model(record.number)]
-        return most_accurate(eligible(records, self.budget_ms, self.config.accuracy_drop, original, self.metric), self.metric)
+        config = self.config
+        kept = eligible(records, self.budget_ms, config.accuracy_drop, original, self.metric, config.max_bytes)
+        return most_accurate(kept, self.metric)
 
     def _require_free(self, resume: bool) -> None:
         if self.folder.exists and not resume:

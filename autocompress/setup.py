@@ -157,6 +157,19 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
     return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, can, identity, landmarks)
 
 
+def open_space(task: Task, config: SearchConfig, watcher: Watcher) -> tuple[Workbench, SearchSpace, Fingerprint]:
+    """The workbench, the space and the target's fingerprint, for a look without a run.
+
+    Raises:
+        SpaceError: the space does not fit the model.
+        And what `open_bench` raises.
+    """
+    spec = load_space_spec(config.space)
+    bench, found, _ = open_bench(task, config)
+    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, None, watcher)
+    return bench, build_space(spec, bench.structure, can, config.objectives), found
+
+
 def _capabilities(config: SearchConfig, known: Mapping[str, Any] | None, watcher: Watcher) -> Capabilities:
     if known and known.get("capabilities"):
         return Capabilities.model_validate(known["capabilities"])

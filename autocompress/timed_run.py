@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 from autocompress import baselines
@@ -20,6 +19,8 @@ from autocompress.watch import Watcher
 FINAL = "final"
 """Source of a model of the front that was trained once more."""
 DEFAULT_TRIALS = 40
+LATEST = 3
+"""Trials from which the next one's time is taken."""
 FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
 
@@ -112,11 +113,15 @@ class TimedRun(Run):
         self.watcher.left(left, seconds)
         return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
 
+    def _seconds_left(self) -> float | None:
+        """Until the front has to be measured; None where there is no limit."""
+        limit = self.config.time_limit_s
+        return None if limit is None else limit - (time.monotonic() - self.started) - self._final_seconds()
+
     def _trial_seconds(self) -> float:
-        """What the next trial will take: the median of those that were fine-tuned."""
-        return statistics.median(
-            [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE] or [0.0]
-        )
+        """What the next trial will take: as long as the slowest of the last ones that were fine-tuned."""
+        tuned = [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE]
+        return max(tuned[-LATEST:], default=0.0)
 
     def _final_seconds(self) -> float:
         """What measuring and scoring the front will take."""

@@ -8,6 +8,7 @@ surrogate does not have: the worst of neighbours counts more than their sum.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,11 @@ BITS = ((FLOAT, FLOAT), (8, 8), (4, 8))
 SPEED = np.array([1.0, 0.45, 0.43])
 DAMAGE_OF_BITS = np.array([0.0, 0.004, 0.05])
 ORIGINAL, WORST_DROP, BUDGET = 0.93, 0.08, 0.5
+TRIAL_SECONDS, PROBE_SECONDS = 20.0, 1.0
+"""Of fine-tuning a candidate and of scoring one choice without, as on a small real network."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Problem:
     """One random network.
 
@@ -40,6 +43,7 @@ class Problem:
     noise: float = 0.003
     probe_error: float = 0.5
     decisions: tuple[Decision, ...] = field(init=False)
+    original, budget, worst_drop = ORIGINAL, BUDGET, WORST_DROP
 
     def __post_init__(self) -> None:
         draw = np.random.default_rng(self.seed)
@@ -91,6 +95,20 @@ class Problem:
         latency = float(self.latency(point[None])[0]) * (1 + draw.normal(0, 0.01))
         return float(self.accuracy(point[None])[0]) + draw.normal(0, self.noise), latency
 
+    def seconds(self, point: Points) -> float:
+        """Every fine-tuning takes as long as any other."""
+        return TRIAL_SECONDS
+
+    @property
+    def probing_seconds(self) -> float:
+        """Of all choices."""
+        return PROBE_SECONDS * sum(len(d.choices) - 1 for d in self.decisions)
+
+    def truth(self, points: Points) -> tuple[Array, Array]:
+        """Latencies and accuracies without noise."""
+        return self.latency(points), self.accuracy(points)
+
+    @cache  # noqa: B019 — a problem lives as long as the benchmark
     def best_front(self) -> tuple[Array, Array]:
         """Latencies and accuracies of the best that a long search with full knowledge finds, within the budget."""
         draw = np.random.default_rng(1)
@@ -115,15 +133,3 @@ class Problem:
         if decision < GROUPS:
             return self._fragile[decision] * np.expm1(self._growth[decision] * np.array(RATIOS))
         return self._touchy[decision - GROUPS] * DAMAGE_OF_BITS * 0.25
-
-
-def hypervolume(latencies: Array, accuracies: Array) -> float:
-    """Between the front and the corner (BUDGET, ORIGINAL - WORST_DROP)."""
-    worst = ORIGINAL - WORST_DROP
-    total, reached = 0.0, worst
-    order = np.argsort(latencies, kind="stable")
-    edges = [*latencies[order], BUDGET]
-    for i, best in enumerate(np.maximum.accumulate(np.maximum(accuracies[order], worst))):
-        reached = best
-        total += max(0.0, min(edges[i + 1], BUDGET) - edges[i]) * (reached - worst) if edges[i] < BUDGET else 0.0
-    return total

@@ -26,12 +26,14 @@ settings.load_profile("autocompress")
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """Searches in tests measure a model for at most a quarter of a second; a user's for two."""
-    from autocompress.target import meter
+    """Searches in tests measure a model for at most a quarter of a second; a user's for two. Layers are timed twice."""
+    from autocompress.target import layer_table, meter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meter, "MAX_SECONDS", 0.25)
         patch.setattr(meter, "ROUND_SECONDS", 1e-3)
+        patch.setattr(layer_table, "ROUNDS", 2)
+        patch.setattr(layer_table, "MOST_GRAPHS", 12)
         yield
 
 

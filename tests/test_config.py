@@ -23,7 +23,10 @@ RECORDED = Recorded(
 EVERYTHING: dict[str, Any] = {
     "task": "tâsk.py:small",
     "out": "runs/mine",
+    "max_size": "80kB",
     "strategy": "workflow",
+    "sampler": "nsga2",
+    "start_from": ["runs/before"],
     "space": "mixed-precision",
     "budget": "70% of int8",
     "max_accuracy_drop": 0.01,
@@ -85,6 +88,7 @@ def test_the_parsed_forms_of_what_was_written(tmp_path: Path) -> None:
     assert config.accuracy_drop is not None
     assert config.accuracy_drop.value == 0.01
     assert config.time_limit_s == 480
+    assert config.max_bytes == 80_000
 
 
 def test_without_a_file_there_are_no_limits() -> None:

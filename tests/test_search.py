@@ -231,7 +231,7 @@ def test_a_wider_budget_runs_what_was_over_it_and_a_narrower_one_judges_anew(
     pruned_task: ac.Task, tmp_path: Path, steady_meter: None
 ) -> None:
     """With 55 % of the weights two of the four policies are within the budget, and one is just below it."""
-    out, options = tmp_path / "run", {"space": PRUNED, "calibration_samples": 5, "keep": "all"}
+    out, options = tmp_path / "run", {"space": PRUNED, "calibration_samples": 5, "keep": "all", "sampler": "mutation"}
     ac.search(pruned_task, out=out, latency_budget="55% of int8", max_trials=1, **options)
     states = _states(out)
     over = {number for number, state in states.items() if state == State.OVER_BUDGET}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -11,6 +12,9 @@ from rich.text import Text
 
 from autocompress.capabilities import FORMS, WRONG, Capabilities, KernelFact
 from autocompress.target.compare import Compared
+
+if TYPE_CHECKING:
+    from autocompress.analysis import Analysis
 
 FORM_WORDS: dict[str, str] = {"convolution": "conv 3×3", "pointwise": "conv 1×1"}
 
@@ -148,3 +152,20 @@ def _remarks(compared: Sequence[Compared]) -> list[str]:
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def analysis_table(analysis: Analysis) -> Group:
+    """Every choice alone: what it loses without fine-tuning, and what it buys."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("group or layer", "choice"):
+        table.add_column(column)
+    for column in (f"{analysis.metric} alone", "lost", "latency saved (est.)", "bytes saved"):
+        table.add_column(column, justify="right")
+    last = ""
+    for one in analysis.choices:
+        subject = "" if one.subject == last else one.subject
+        last = one.subject
+        figures = (f"{one.score:.4f}", f"{one.loss:+.4f}", f"{one.latency_saved:+.1%}", f"{one.bytes_saved:,}")
+        table.add_row(subject, one.choice, *figures)
+    head = f"{analysis.name}: each choice alone, not fine-tuned, on training samples; original {analysis.original:.4f}"
+    return Group(Text(head, style="bold"), table)

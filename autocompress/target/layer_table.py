@@ -121,6 +121,13 @@ def build_table(
     return LayerTable(nodes, entries, widths, time.perf_counter() - start, len(missing))
 
 
+def untimed_graphs(graph: ov.Model, structure: Structure, ratios: Mapping[str, Sequence[float]], fingerprint: Fingerprint) -> int:
+    """How many graphs `build_table` would have to time, those that are in the user's own cache left out."""
+    nodes = {name: tuple(signature_of(node) for node in found) for name, found in heavy_nodes(graph).items()}
+    wanted = {layer.key for original, grid in _widths(nodes, structure, ratios).items() for layer in _layers(original, grid)}
+    return len(wanted - _cached(cache_folder() / "layers" / f"{key_of(fingerprint)}.json").keys())
+
+
 def _cached(path: Path) -> dict[str, float]:
     data = read_json(path)
     return dict(data["times"]) if isinstance(data, dict) and data.get("version") == VERSION else {}

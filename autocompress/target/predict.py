@@ -188,7 +188,8 @@ class Predictor:
             {name: np.array([count]) for name, count in lost.items()} for lost in self._structure.lost_channels(policy.pruning)
         )
         integer = {name: np.array([name in layers and layers[name].is_integer]) for name in self._table.nodes}
-        return self._features(Batch(1, inputs, outputs, integer))[0]
+        found: NDArray[np.float64] = self._features(Batch(1, inputs, outputs, integer))[0]
+        return found
 
     def ratios(self, batch: Batch) -> NDArray[np.float64]:
         """Estimated latencies of many policies relative to the original, (n,)."""
@@ -236,7 +237,9 @@ class Predictor:
             for row, (inputs, outputs, is_integer) in enumerate(zip(*(key.tolist() for key in keys), strict=True)):
                 for kind, seconds in self._times(name, inputs, outputs, is_integer):
                     own[row, kind, int(is_integer)] += seconds / self._unit
-        return np.hstack([own.sum(1), np.ones((batch.count, 1)), self._conversions(batch), own.reshape(batch.count, -1)])
+        return np.hstack(
+            [own.sum(1), np.ones((batch.count, 1)), self._conversions(batch), own.reshape(batch.count, 2 * len(self._kinds))]
+        )
 
     def _times(self, name: str, inputs: int, outputs: int, integer: bool) -> list[tuple[int, float]]:
         """(kind, time) of a layer's nodes when it has lost channels."""

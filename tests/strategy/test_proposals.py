@@ -15,6 +15,7 @@ from autocompress.metrics import METRICS, Metric
 from autocompress.policy import Policy
 from autocompress.record import Plan, State, TrialRecord
 from autocompress.space import SearchSpace, build_space, load_space_spec, uniform_policy
+from autocompress.strategy.mutation import FrontMutationSampler
 from autocompress.strategy.proposals import CONSTRAINT, STUDY_NAME, Proposals
 from autocompress.strategy.seeds import seeds
 
@@ -44,8 +45,8 @@ def begin(
     metric: Metric = METRICS["accuracy"],
     space: SearchSpace = SPACE,
 ) -> Proposals:
-    proposals = Proposals(folder / "study.db", space, objectives, metric, budget_ms, seed=0)
-    proposals.begin(records)
+    proposals = Proposals(folder / "study.db", space, objectives, metric, budget_ms)
+    proposals.begin(records, FrontMutationSampler(proposals.distributions, seed=0), list(seeds(space)))
     return proposals
 
 

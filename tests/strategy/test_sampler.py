@@ -22,7 +22,9 @@ from autocompress.strategy.prospect import Limits
 from autocompress.strategy.sampler import SurrogateSampler
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from synthetic_search import BUDGET, ORIGINAL, WORST_DROP, Problem, hypervolume
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "search_benchmark"))
+from replay import hypervolume
+from synthetic_search import BUDGET, ORIGINAL, WORST_DROP, Problem
 
 PROBLEM = Problem(2)
 Point = tuple[int, ...]
@@ -63,7 +65,7 @@ def search(study: optuna.Study, problem: Problem, count: int, seed: int = 0) -> 
 
 
 def reached(problem: Problem, points: NDArray[np.int64]) -> float:
-    return hypervolume(problem.latency(points), problem.accuracy(points)) / hypervolume(*problem.best_front())
+    return hypervolume(problem, *problem.truth(points)) / hypervolume(problem, *problem.best_front())
 
 
 def completed(point: Point, values: list[float]) -> optuna.trial.FrozenTrial:
