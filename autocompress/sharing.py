@@ -103,6 +103,7 @@ class Sharing:
         epochs = self.bench.tune_settings.epochs
         cycle = CYCLE * epochs * FULL_STEP * (epoch_seconds(self.folder.records(), epochs) or 0.0)
         reasons = {
+            f"one training for all is not there for {self.bench.framework.name}": not self.bench.framework.can_share,
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None

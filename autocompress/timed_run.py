@@ -51,8 +51,10 @@ class TimedRun(Run):
         return Result(self.folder.path)
 
     def _refuse_what_cannot_work(self) -> None:
-        """A budget that nothing keeps, a shared training beside the task's own loop."""
+        """A budget that nothing keeps, a shared training where there can be none."""
         self.prepared.require_reachable(self.config)
+        if self.config.fine_tuning.mode == "shared" and not self.bench.framework.can_share:
+            raise ConfigError("A shared training is there for PyTorch models", self.bench.framework.name, "Set fine_tuning.mode to each or auto.")
         if self.config.fine_tuning.mode == "shared" and self.task.fine_tune is not None:
             remedy = "Set fine_tuning.mode to each or auto, or leave Task(fine_tune=...) out."
             raise ConfigError("A shared training needs its own loop", "mode: shared beside the task's fine_tune", remedy)
@@ -112,11 +114,6 @@ class TimedRun(Run):
         seconds = self._seconds_left()
         self.watcher.left(left, seconds)
         return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
-
-    def _seconds_left(self) -> float | None:
-        """Until the front has to be measured; None where there is no limit."""
-        limit = self.config.time_limit_s
-        return None if limit is None else limit - (time.monotonic() - self.started) - self._final_seconds()
 
     def _trial_seconds(self) -> float:
         """What the next trial will take: as long as the slowest of the last ones that were fine-tuned."""

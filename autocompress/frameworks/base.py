@@ -92,9 +92,15 @@ class SharedTraining(Protocol):
 
 
 class Framework(Protocol):
-    """What a framework does for a task's model. The task's own model is never changed."""
+    """What a framework does for a task's model. The task's own model is never changed.
+
+    Attributes:
+        name: of the framework.
+        can_share: True where `share` is there.
+    """
 
     name: str
+    can_share: bool
 
     def digest(self, task: Task) -> str:
         """A hash of the model's architecture and weights."""
@@ -138,7 +144,11 @@ class Framework(Protocol):
         ...
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
-        """A training whose weights every policy can inherit; channels are ranked by the criterion, of the original."""
+        """A training whose weights every policy can inherit; channels are ranked by the criterion, of the original.
+
+        Raises:
+            TaskError: the framework has none.
+        """
         ...
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:

@@ -76,7 +76,8 @@ def _color_by_size(figure: Figure, axes: Axes, front: pd.DataFrame, column: str)
     """The third objective, as the colour of the points."""
     kilobytes = front[column] / 1000
     points = axes.scatter(front["latency_ms"], front["accuracy_valid"], c=kilobytes, cmap="viridis", norm="log", s=42, zorder=3.5)
-    bar = figure.colorbar(points, ax=axes, label=f"{column.replace('_bytes', '')} in kB (logarithmic)", format="{x:.0f}", pad=0.01)
+    label = f"{column.replace('_bytes', '')} in kB (logarithmic)"
+    bar = figure.colorbar(points, ax=axes, label=label, format="{x:.0f}", pad=0.01)
     bar.ax.yaxis.set_minor_formatter("{x:.0f}")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autocompress.data import Inputs
 from autocompress.errors import TaskError
-from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import Candidate, Progress, SharedTraining, TuneSettings
 from autocompress.frameworks.keras.backends import converted
 from autocompress.frameworks.keras.calls import example_inputs, predicted, require_fitting
 from autocompress.frameworks.keras.finetune import fine_tune
@@ -42,6 +42,7 @@ class KerasFramework:
     """Keras 3, on any backend that can train."""
 
     name = "keras"
+    can_share = False
 
     def __init__(self) -> None:
         if keras.backend.backend() not in BACKENDS:
@@ -118,6 +119,11 @@ class KerasFramework:
             candidate.model = simulate(pruned, candidate.policy)
         rest = replace(settings, epochs=settings.epochs - gradual)
         fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
+
+    def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
+        """Not there yet."""
+        remedy = "Set fine_tuning.mode to each or auto."
+        raise TaskError("A shared training is there for PyTorch models", "a Keras model", remedy)
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""
