@@ -144,11 +144,7 @@ class Framework(Protocol):
         ...
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
-        """A training whose weights every policy can inherit; channels are ranked by the criterion, of the original.
-
-        Raises:
-            TaskError: the framework has none.
-        """
+        """A training whose weights every policy can inherit; channels are ranked by the criterion, of the original."""
         ...
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:

@@ -121,9 +121,8 @@ class KerasFramework:
         fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
-        """Not there yet."""
-        remedy = "Set fine_tuning.mode to each or auto."
-        raise TaskError("A shared training is there for PyTorch models", "a Keras model", remedy)
+        """Not there yet; see `can_share`."""
+        raise NotImplementedError
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""
