@@ -156,7 +156,7 @@ def test_the_output_layer_is_frozen_with_a_reason(name: str) -> None:
 def test_two_outputs_are_both_frozen(as_dict: bool) -> None:
     structure = found_in(models.seeded(models.two_outputs, as_dict)).structure
     assert [group.name for group in structure.groups] == ["conv"]
-    assert {frozen.name for frozen in structure.frozen} == {"classes", "brightness"}
+    assert {frozen.name for frozen in structure.frozen} == {"classes", "shade"}
 
 
 def test_what_is_not_known_is_frozen_and_the_rest_is_not() -> None:
