@@ -54,6 +54,7 @@ class Prover(ABC):
     def __init__(self, groups: Mapping[str, ChannelGroup]) -> None:
         self.groups = groups
         self._failed: dict[str, list[str]] = {}
+        self._verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], str | None] = {}
 
     @abstractmethod
     def pruned_outputs(self, removed: Removed, follow: Iterable[str]) -> Outputs:
@@ -143,6 +144,12 @@ class Prover(ABC):
 
     def _refuted(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
         """None if removing half the channels of all groups equals silencing them in the whole model; else why not."""
+        key = tuple(names), tuple(follow)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._verdict(*key)
+        return self._verdicts[key]
+
+    def _verdict(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
         removed = {name: irregular_half(self.groups[name].channels) for name in names}
         try:
             actual, expected = self.pruned_outputs(removed, follow), self.silenced_outputs(removed)

@@ -11,8 +11,8 @@ import keras
 
 from autocompress.errors import TaskError
 from autocompress.frameworks.keras.nodes import as_argument, is_graph, symbolic_in
+from autocompress.frameworks.keras.substitutes import has_substitute, substitute
 
-SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 KERAS_COMPOSITES = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 """Of Keras' own layers; the others (recurrent ones, wrappers, augmentations) do more than call their parts."""
 
@@ -40,8 +40,8 @@ def traced(model: keras.Model, example: Any) -> keras.Model:
 
 
 def is_composite(operation: Any) -> bool:
-    """True for a layer that can be seen as several: its weights are those of the layers that it calls, or it is separable."""
-    if isinstance(operation, SEPARABLE):
+    """True for a layer that can be seen as several: its weights are those of the layers that it calls, or it has a substitute."""
+    if has_substitute(operation):
         return True
     if not isinstance(operation, keras.layers.Layer) or is_graph(operation):
         return False
@@ -58,8 +58,8 @@ def traced_composite(layer: keras.layers.Layer, args: Any, kwargs: Any) -> keras
     None where it cannot be followed, or where one of them carries a mask, which the layers inside would read unseen.
     """
     given = symbolic_in(args, kwargs)
-    if isinstance(layer, SEPARABLE):
-        return _separated(layer, given[0])
+    if has_substitute(layer):
+        return substitute(layer, given[0])
     if any(getattr(tensor, "_keras_mask", None) is not None for tensor in given):
         return None
     inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in given]
@@ -73,28 +73,6 @@ def traced_composite(layer: keras.layers.Layer, args: Any, kwargs: Any) -> keras
         return keras.Model(as_argument(inputs), layer.call(*args, **kwargs), name=layer.name)
     except Exception:  # a user's call can do anything; the layer then stays as it is
         return None
-
-
-def _separated(layer: Any, given: keras.KerasTensor) -> keras.Model:
-    """A separable convolution as the two that it is, each of which becomes a node of its own in OpenVINO. Weights are copied."""
-    config = layer.get_config()
-    common = {key: config[key] for key in ("trainable", "dtype", "data_format")}
-    spatial = {key: config[key] for key in ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")}
-    of_depthwise = {key: config[f"depthwise_{key}"] for key in ("initializer", "regularizer", "constraint")}
-    of_pointwise = {f"kernel_{key}": config[f"pointwise_{key}"] for key in ("initializer", "regularizer", "constraint")}
-    last = {key: config[key] for key in ("filters", "activation", "use_bias", *(k for k in config if k.startswith("bias_")))}
-    first, second = (
-        (keras.layers.DepthwiseConv1D, keras.layers.Conv1D)
-        if isinstance(layer, keras.layers.SeparableConv1D)
-        else (keras.layers.DepthwiseConv2D, keras.layers.Conv2D)
-    )
-    of_depthwise = {f"depthwise_{key}": value for key, value in of_depthwise.items()}
-    depthwise = first.from_config({"name": "depthwise", "use_bias": False, **common, **spatial, **of_depthwise})
-    pointwise = second.from_config({"name": "pointwise", "kernel_size": 1, **common, **of_pointwise, **last})
-    value = keras.Input(batch_shape=given.shape, dtype=given.dtype)
-    graph = keras.Model(value, pointwise(depthwise(value)), name=layer.name)
-    graph.set_weights(layer.get_weights())
-    return graph
 
 
 def _symbolic(array: Any, name: str | None = None) -> keras.KerasTensor:

@@ -35,7 +35,7 @@ HEAVY = (
 def functional(model: keras.Model, example: Any) -> keras.Model:
     """A model as a graph that shares its layers and weights; the model itself where it is such a graph already.
 
-    A separable convolution becomes two layers with copies of its weights: a depthwise and a pointwise one.
+    Some layers become several, with copies of their weights (`substitutes.py`).
 
     Args:
         model: Functional, Sequential or subclassed.

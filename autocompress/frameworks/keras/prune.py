@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from autocompress.frameworks.channels import ChannelGroup, removed_slices
 from autocompress.frameworks.keras.graph import HEAVY, Builder, layers_by_name
+from autocompress.frameworks.keras.kernels import kernel_axes
 from autocompress.frameworks.keras.layer_rules import GROUPS
 from autocompress.frameworks.keras.nodes import is_graph
-from autocompress.frameworks.keras.resize import output_shape, resized, resized_key, resized_operation, writing_axes
+from autocompress.frameworks.keras.resize import output_shape, resized, resized_key, resized_operation
 from autocompress.frameworks.keras.trace import SIZE_MARK
 from autocompress.frameworks.keras.vanish import Nothing, constant, live_among, nothing_among, source_of
 
@@ -103,7 +104,7 @@ class _Pruner(Builder):
         """What a layer without outputs, or without inputs, yields."""
         layer, kernel = node.operation, self._kept(node.operation.kernel, name).shape
         nothing = Nothing(source_of(args))
-        if any(kernel[axis] == 0 for axis in writing_axes(layer)):
+        if any(kernel[axis] == 0 for axis in kernel_axes(layer).outputs):
             return [nothing]
         bias = None if layer.bias is None else self._kept(layer.bias, name)
         return constant(layer, bias, nothing, output_shape(layer, kernel, node.outputs[0].shape))

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.frameworks.keras.layers import DEPTHWISE, TRANSPOSED, einsum_letters
+from autocompress.frameworks.keras.kernels import kernel_axes
+from autocompress.frameworks.keras.layers import DEPTHWISE
 from autocompress.frameworks.keras.rules import channel_axis, spread
 
 Gone = Mapping[int, NDArray[np.int64]]
@@ -34,7 +35,7 @@ def resized(layer: keras.layers.Layer, before: Sequence[Shape], after: Sequence[
     elif isinstance(layer, keras.layers.GroupNormalization):
         config["groups"] = layer.groups - lost_groups
     elif "filters" in config:
-        filters = after[0][writing_axes(layer)[0]]
+        filters = after[0][kernel_axes(layer).outputs[0]]
         config["filters"] = filters
         if config.get("groups", 1) > 1:
             config["groups"] = layer.groups * filters // layer.filters
@@ -77,16 +78,6 @@ def resized_key(key: Any, gone: Gone, shape: Shape) -> Any:
     return tuple(parts)
 
 
-def writing_axes(layer: keras.layers.Layer) -> list[int]:
-    """The axes of a layer's kernel along which its outputs lie."""
-    if isinstance(layer, keras.layers.EinsumDense):
-        _, shared, written = einsum_letters(layer)
-        weight = layer.equation.replace(" ", "").split("->")[0].split(",")[1]
-        return [axis for axis, letter in enumerate(weight) if letter in shared + written]
-    ndim = len(layer.kernel.shape)
-    return [ndim - 2 if isinstance(layer, (*TRANSPOSED, *DEPTHWISE)) else ndim - 1]
-
-
 def output_shape(layer: keras.layers.Layer, kernel: Shape, old: Shape) -> Shape:
     """The shape of a layer's output if its kernel had another shape."""
     shape = list(old)
@@ -96,7 +87,7 @@ def output_shape(layer: keras.layers.Layer, kernel: Shape, old: Shape) -> Shape:
         for i, letter in zip(range(len(shape)), reversed(result.split("...")[-1]), strict=False):
             shape[-1 - i] = sizes.get(letter, shape[-1 - i])
     else:
-        shape[channel_axis(layer, len(old))] = kernel[writing_axes(layer)[0]]
+        shape[channel_axis(layer, len(old))] = kernel[kernel_axes(layer).outputs[0]]
     return tuple(shape)
 
 

@@ -6,6 +6,7 @@ along a dimension (a softmax, a mean, a product) can only go as a whole. What is
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,7 @@ class Rules:
         named: dict[str, Callable[[Call], Result]] = {
             "Activation": lambda call: [self.activated(operation.activation, call.operands[0].label)],
             "Einsum": self._einsum,
+            "Matmul": self._matmul,
             "DotProductAttention": self._attention,
             "GetItem": self._get_item,
             "Pad": self._pad,
@@ -206,6 +208,14 @@ class Rules:
         if "." in sources or not result:
             raise ValueError("letters that are not written out")
         return [self.contracted(sources.split(","), result, call.operands)]
+
+    def _matmul(self, call: Call) -> Result:
+        first, second = call.operands
+        if min(first.ndim, second.ndim) < 2:
+            raise ValueError("a vector")
+        batch = string.ascii_lowercase[: max(first.ndim, second.ndim) - 2]
+        sources = [f"{batch[len(batch) + 2 - value.ndim :]}{last}" for value, last in ((first, "xy"), (second, "yz"))]
+        return [self.contracted(sources, f"{batch}xz", [first, second])]
 
     def _attention(self, call: Call) -> Result:
         """softmax(q kᵀ) v, element by element of heads."""

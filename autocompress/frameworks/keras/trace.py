@@ -136,7 +136,8 @@ class _Tracer:
     def _through_layer(self, call: Call) -> Result:
         """A user's own layer is followed through what it does to its inputs and its own weights."""
         layer = call.operation
-        inside = None if layer._layers else traced_composite(layer, call.args, call.kwargs)
+        args, kwargs = keras.tree.map_structure(_symbol, (call.args, call.kwargs))
+        inside = None if layer._layers else traced_composite(layer, args, kwargs)
         if inside is None:
             return self._lost(call)
         self._inside += 1
@@ -169,3 +170,9 @@ class _Tracer:
 
 def _array(value: Any) -> Any:
     return value.array if isinstance(value, Value) else value
+
+
+def _symbol(value: Any) -> Any:
+    return (
+        keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.array.dtype)) if isinstance(value, Value) else value
+    )

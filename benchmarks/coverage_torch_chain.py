@@ -1,4 +1,4 @@
-"""One network through the whole chain, stage by stage, with a row that says how far it came."""
+"""One PyTorch network through the whole chain, stage by stage."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import copy
 import io
 import logging
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
+from coverage_check import LONGEST_REASON, Row
 from networks import Network
 from silencing import Channels, difference, lost_channels, other_channels, perturbed, silenced_outputs
 from torch import nn
@@ -42,91 +41,9 @@ TOLERANCE = 1e-4
 """Of outputs, relative to their range."""
 LEAST_CONTROL = 100
 """How many tolerances the outputs must move by if other channels are zeroed."""
-LONGEST_REASON = 240
 
 
-@dataclass
-class Row:
-    """What is known of one network.
-
-    Attributes:
-        status: "ok"; "wrong": outputs differ from the silenced original's, or other channels matter too little to tell;
-            "frozen": no group is proven; "failed": in a stage.
-        stage: the last one begun.
-        proven, frozen: groups.
-        share: of the parameters, in layers that lost channels.
-        error: of the outputs after pruning all groups, relative to their range.
-        control: the error after zeroing other channels, in tolerances.
-        int8, asked: layers.
-        cpu_seconds: of the whole chain.
-        inspect_seconds: of them, for tracing and proving.
-        reason: why it failed, or why most of the frozen groups are.
-    """
-
-    model: str
-    family: str
-    status: str = "running"
-    stage: str = "build"
-    proven: int = 0
-    frozen: int = 0
-    share: float = 0.0
-    error: float = float("nan")
-    control: float = float("nan")
-    int8: int = 0
-    asked: int = 0
-    cpu_seconds: float = 0.0
-    inspect_seconds: float = 0.0
-    reason: str = ""
-
-    @classmethod
-    def columns(cls) -> list[str]:
-        """Of the CSV."""
-        return [field.name for field in fields(cls)]
-
-    def to_text(self) -> dict[str, str]:
-        """Values of the CSV."""
-        return {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_text(cls, text: dict[str, str]) -> Row:
-        """What `to_text` gave."""
-        kinds: dict[str, Any] = {field.name: type(getattr(cls("", ""), field.name)) for field in fields(cls)}
-        return cls(**{name: kinds[name](value) for name, value in text.items()})
-
-    def line(self) -> str:
-        """For the terminal."""
-        return (
-            f"{self.model:32} {self.status:6} {self.stage:8} groups {self.proven:3} + {self.frozen:3} frozen"
-            f"  share {self.share:4.0%}  error {self.error:7.1e}  control {self.control:7.1e}  INT8 {self.int8:3}/{self.asked:3}"
-            f"  {self.cpu_seconds:5.1f} s (inspect {self.inspect_seconds:4.1f})  {self.reason}"
-        )
-
-
-def examine(network: Network) -> Iterator[Row]:
-    """The row at the beginning of every stage and at the end; an exception ends it."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    chain = Chain(network)
-    for stage in (chain.build, chain.inspect, chain.prune, chain.check, chain.convert, chain.quantize, chain.compile):
-        chain.row.stage = stage.__name__
-        chain.row.cpu_seconds = time.process_time()
-        yield replace(chain.row)
-        try:
-            stage()
-        except Exception as error:  # of any library: it is the network's result
-            chain.row.status, chain.row.reason = (
-                "failed",
-                f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_REASON],
-            )
-            break
-    else:
-        chain.row.status = chain.verdict()
-    chain.row.cpu_seconds = time.process_time()
-    yield chain.row
-
-
-class Chain:
+class TorchChain:
     """The stages, in order; each leaves what the next one needs."""
 
     model: nn.Module
@@ -141,7 +58,13 @@ class Chain:
     placed: ov.Model
 
     def __init__(self, network: Network) -> None:
+        torch.set_num_threads(1)
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         self.network, self.row = network, Row(network.name, network.family)
+
+    def stages(self) -> Sequence[Callable[[], None]]:
+        """In order."""
+        return (self.build, self.inspect, self.prune, self.check, self.convert, self.quantize, self.compile)
 
     def build(self) -> None:
         """Make the module, its inputs, and the perturbed copy that everything but the engine's own proof is done with."""
