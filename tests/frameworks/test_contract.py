@@ -157,6 +157,10 @@ class KerasCases:
 
         return predicted(model, [inputs])
 
+    def trained_weights_equal(self, model: Any, other: Any) -> bool:
+        pairs = zip(model.trainable_weights, other.trainable_weights, strict=True)
+        return all((one.numpy() == another.numpy()).all() for one, another in pairs)
+
 
 def _first_classes_right(predictions: Any, targets: Any) -> float:
     classes = targets["classes"] if isinstance(targets, dict) else targets[0]
