@@ -28,20 +28,31 @@ from autocompress.watch import Watcher
 
 FOLDER, STATE = "shared", "shared/progress.json"
 SHARED_WEIGHTS = (8, 7, 4, 3)
-"""Weight widths that share. Others are trained as the next wider one, and candidates that have them are tuned by themselves."""
+"""Weight widths that share. Others are trained as the next wider one, and candidates that have them are tuned by themselves.
+
+On a small ResNet of digits, 16 policies, steps of their own for every width: of 8 and 4 bits they inherit .940 on average, tuned for
+6 epochs each they have .929; with 2 bits among them .904 and .920.
+"""
 SHARED_ACTIVATIONS = 8
 SANDWICH = 8
 """Of so many steps one trains the largest policy and one the smallest (Yu & Huang 2019); the others are drawn."""
 DRAWN = 8
 """Random points of which the one nearest to a latency is taken."""
-CYCLE = 2
-"""Epochs of a cycle over those of a candidate's own fine-tuning."""
+CYCLE = 3
+"""Epochs of a cycle over those of a candidate's own fine-tuning. One long cycle gives more than two of half its length."""
 MOST_CYCLES = 3
+CANDIDATES_PER_CYCLE = 18
+"""So that a cycle takes about a fifth of the time in which the candidates could be tuned by themselves."""
 PROBES = 4
 PROBE_SAMPLES = 1000
 """Of the validation data; they decide only how long the shared training runs."""
 WORTH_A_CYCLE = 0.1
 """Part of what the probes lack that a cycle has to win for another to follow."""
+
+
+def cycles_for(candidates: int | None) -> int:
+    """How many cycles pay for some candidates; None for a number that is not known."""
+    return MOST_CYCLES if candidates is None else max(1, min(MOST_CYCLES, candidates // CANDIDATES_PER_CYCLE))
 
 
 def is_shared(policy: Policy) -> bool:
@@ -165,6 +176,7 @@ class SharedTuning:
         epochs: of a candidate's own fine-tuning.
         folder: in which the training is kept.
         watcher: told of progress.
+        most_cycles: however much the probes lack.
         most_seconds: no cycle begins that would probably end later.
     """
 
@@ -174,6 +186,7 @@ class SharedTuning:
     epochs: int
     folder: RunFolder
     watcher: Watcher
+    most_cycles: int = MOST_CYCLES
     most_seconds: float | None = None
 
     def run(self) -> SharedState:
@@ -254,8 +267,8 @@ class SharedTuning:
             return "the candidates are as good as the original"
         if len(gains) > 1 and gains[-1] - gains[-2] < WORTH_A_CYCLE * lacking:
             return "the last cycle won little"
-        if state.cycle >= MOST_CYCLES:
-            return f"{MOST_CYCLES} cycles are done"
+        if state.cycle >= self.most_cycles:
+            return "more would not pay for so few candidates" if self.most_cycles < MOST_CYCLES else "it was long enough"
         if self.most_seconds is not None and state.seconds * (1 + 1 / state.cycle) > self.most_seconds:
             return "the time for it is used up"
         return None

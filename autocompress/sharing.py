@@ -15,7 +15,7 @@ from autocompress.errors import DivergedError
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, TrialRecord
 from autocompress.run_folder import RunFolder
-from autocompress.shared import CYCLE, FOLDER, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning
+from autocompress.shared import CYCLE, FOLDER, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
 from autocompress.space import SearchSpace
 from autocompress.trial import Inheritance, Workbench
 from autocompress.watch import Watcher
@@ -82,7 +82,7 @@ class Sharing:
             self._decide_beforehand(decision, trials, seconds)
         found = None
         if decision.shared is not False:
-            found = self._trained(decision, None if seconds is None else MOST_TIME * seconds)
+            found = self._trained(decision, cycles_for(trials), None if seconds is None else MOST_TIME * seconds)
         if found is not None and decision.shared is None:
             self._decide_by_trying(decision, found)
         words = "Candidates inherit from one shared training" if decision.shared else "Every candidate is tuned by itself"
@@ -113,12 +113,13 @@ class Sharing:
         if reason is not None:
             decision.shared, decision.reason = False, reason
 
-    def _trained(self, decision: Decision, most_seconds: float | None) -> Inheritance | None:
+    def _trained(self, decision: Decision, cycles: int, most_seconds: float | None) -> Inheritance | None:
         """The shared training, finished; None where it failed and need not be."""
         bench, settings = self.bench, self.bench.tune_settings
         training = bench.framework.share(bench.task, bench.config.criterion, settings)
         screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
-        tuning = SharedTuning(screen, training, self._sampler, settings.epochs, self.folder, self.watcher, most_seconds)
+        sampler, epochs = self._sampler, settings.epochs
+        tuning = SharedTuning(screen, training, sampler, epochs, self.folder, self.watcher, cycles, most_seconds)
         try:
             state = tuning.run()
         except DivergedError as error:

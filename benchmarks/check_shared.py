@@ -34,7 +34,7 @@ import autocompress as ac
 from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.run_folder import RunFolder
-from autocompress.shared import PolicySampler, Screen, SharedTuning
+from autocompress.shared import PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.task import load_task
 from autocompress.watch import Watcher
@@ -100,7 +100,10 @@ class Comparison:
         structure = self.framework.inspect(self.task)
         sampler = PolicySampler(self.space, lambda policy: structure.macs_share(policy.pruning), None, 0)
         start = time.process_time()
-        state = SharedTuning(self.screen, training, sampler, EACH_EPOCHS, folder, Printing()).run()
+        cycles = cycles_for(len(self.policies))
+        state = SharedTuning(
+            Screen(self.framework, self.task, PROBE_SAMPLES), training, sampler, EACH_EPOCHS, folder, Printing(), cycles
+        ).run()
         if "shared" not in self.results:
             self._keep("shared", {"seconds": time.process_time() - start} | state.model_dump(include={"cycle", "finished"}))
         return training

@@ -28,6 +28,7 @@ from autocompress.shared import (
     Screen,
     SharedState,
     SharedTuning,
+    cycles_for,
     is_shared,
     nearest_shared,
 )
@@ -180,7 +181,7 @@ def scripted(reached: list[float], folder: Path, training: Any = None, **options
     [
         ([0.95], 1, "as good as the original"),
         ([0.8, 0.805], 2, "won little"),
-        ([0.7, 0.8, 0.85], MOST_CYCLES, "cycles are done"),
+        ([0.7, 0.8, 0.85], MOST_CYCLES, "long enough"),
     ],
 )
 def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, reason: str, tmp_path: Path) -> None:
@@ -189,6 +190,12 @@ def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, re
     assert reason in state.finished
     assert (state.cycle, training.trained) == (cycles, cycles * CYCLE * 3)
     assert [np.mean(scores) for scores in state.probes] == pytest.approx(reached)
+
+
+def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:
+    assert [cycles_for(count) for count in (1, 24, 40, 1000, None)] == [1, 1, 2, MOST_CYCLES, MOST_CYCLES]
+    state, _ = scripted([0.1, 0.5, 0.8], tmp_path / "run", most_cycles=2)
+    assert (state.cycle, state.finished) == (2, "more would not pay for so few candidates")
 
 
 def test_no_cycle_begins_that_ends_too_late(tmp_path: Path) -> None:

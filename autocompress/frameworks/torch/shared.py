@@ -13,8 +13,10 @@ import torch
 
 from autocompress.errors import ModelError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.torch.batches import batch_norms
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
+from autocompress.frameworks.torch.optimize import SHARED_SGD_RATE
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.policy import Policy
 from autocompress.task import Task
@@ -36,7 +38,8 @@ class SharedTraining:
 
     def begin(self, epochs: int) -> None:
         """Start a cycle."""
-        self.trainer = Trainer(self.task, self.elastic.model, replace(self.settings, epochs=epochs), self.teacher)
+        settings = replace(self.settings, epochs=epochs, learning_rate=self._rate)
+        self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
         self.epochs = 0
 
     def epoch(self, policies: Iterator[Policy], progress: Progress) -> None:
@@ -55,6 +58,13 @@ class SharedTraining:
             trainer.step(batch)
             progress(min(trainer.done / trainer.steps, 1.0))
         self.epochs += 1
+
+    @property
+    def _rate(self) -> float | None:
+        """The task's own highest rate, or that of the default optimizer for a shared training."""
+        rate = self.settings.learning_rate
+        uses_sgd = self.task.optimizer is None and bool(batch_norms(self.elastic.model))
+        return SHARED_SGD_RATE if rate is None and uses_sgd else rate
 
     def _obey(self, policy: Policy) -> None:
         """Let the next step train a policy. Features are compared layer by layer, which only the whole model has."""
