@@ -28,6 +28,8 @@ from optuna.trial import create_trial
 from scipy.stats import wilcoxon
 from synthetic_search import BUDGET, Problem
 
+from autocompress.strategy.mutation import silence_optuna
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments" / "search_benchmark"))
 from recorded import Recorded
 from replay import STRATEGIES, Curve, replay
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("experiments/search_benchmark/results"))
     options = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    silence_optuna()
     if options.what == "limits":
         sys.exit(0 if check_limits(options.seeds) else 1)
     name = "synthetic" if options.what == "synthetic" else Path(options.what).stem
