@@ -23,7 +23,7 @@ from autocompress.space import SearchSpace
 from autocompress.strategy.costs import PointCosts
 from autocompress.strategy.sensitivity import Sensitivities, probe
 from autocompress.target.cache import cache_folder
-from autocompress.target.layer_table import LayerTable, build_table, untimed_graphs
+from autocompress.target.layer_table import MAX_SECONDS, LayerTable, build_table, untimed_graphs
 from autocompress.target.predict import Predictor
 from autocompress.trial import Workbench
 from autocompress.watch import Watcher
@@ -43,12 +43,14 @@ class Foresight:
         space: whose choices are looked at.
         fingerprint: of the target.
         watcher: told of progress.
+        most_seconds: for timing layers, beside what building them takes.
     """
 
     bench: Workbench
     space: SearchSpace
     fingerprint: Fingerprint
     watcher: Watcher = field(default_factory=Watcher)
+    most_seconds: float = MAX_SECONDS
 
     @property
     def table_seconds(self) -> float:
@@ -61,7 +63,8 @@ class Foresight:
         """Of latencies, from the layer table."""
         if self.table_seconds:
             self.watcher.say("Timing the model's layers at several widths; they are remembered")
-        table: LayerTable = build_table(self._graph, self.bench.structure, self._ratios, self.fingerprint, self.watcher.progress)
+        known = (self._graph, self.bench.structure, self._ratios, self.fingerprint)
+        table: LayerTable = build_table(*known, self.watcher.progress, most_seconds=self.most_seconds)
         return Predictor(table, self.bench.structure, self._graph)
 
     @cached_property

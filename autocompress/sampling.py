@@ -96,6 +96,8 @@ class Sampling:
         needed = self.foresight.table_seconds
         if seconds is not None and needed > TABLE_SHARE * seconds:
             return f"Skipped for lack of time: the layer table (about {needed:.0f} s) and sensitivities"
+        if seconds is not None:
+            self.foresight.most_seconds = min(self.foresight.most_seconds, TABLE_SHARE * seconds)
         try:
             _ = self.foresight.predictor
         except TargetError as error:

@@ -1,6 +1,6 @@
 """Compare search strategies at equal fine-tuning seconds, probing and seeds included.
 
-    python benchmarks/compare_search.py synthetic [--seeds 20] [--trials 60] [--out FOLDER]
+    python benchmarks/compare_search.py synthetic [--seeds 20] [--trials 40] [--out FOLDER]
     python benchmarks/compare_search.py experiments/search_benchmark/table.csv
     python benchmarks/compare_search.py limits
 
@@ -28,13 +28,15 @@ from optuna.trial import create_trial
 from scipy.stats import wilcoxon
 from synthetic_search import BUDGET, Problem
 
+from autocompress.strategy.mutation import silence_optuna
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments" / "search_benchmark"))
 from recorded import Recorded
 from replay import STRATEGIES, Curve, replay
 from replay import Problem as AnyProblem
 
 OURS = "autocompress"
-MARKS = (10, 20, 40, 60)
+MARKS = (10, 20, 40)
 """Trials' worth of seconds at which strategies are compared."""
 COLUMNS = ("strategy", "seed", "trial", "seconds", "share")
 MOST_SECONDS, MOST_SECONDS_LATE = 0.3, 1.0
@@ -44,10 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", help="synthetic, limits, or the path of a table")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("experiments/search_benchmark/results"))
     options = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    silence_optuna()
     if options.what == "limits":
         sys.exit(0 if check_limits(options.seeds) else 1)
     name = "synthetic" if options.what == "synthetic" else Path(options.what).stem

@@ -51,17 +51,18 @@ def test_a_search_knows_its_choices_before_it_proposes(tmp_path: Path) -> None:
     assert not any("instead" in line for line in lines)
 
 
-def test_interrupted_and_resumed_it_proposes_the_same(tmp_path: Path) -> None:
-    search(tmp_path / "whole", max_trials=11)
-    for trials in (4, 9, 11):
+def test_interrupted_and_resumed_it_proposes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.strategy.sampler.SEEDS", 4)
+    search(tmp_path / "whole", max_trials=5)
+    for trials in (1, 4, 5):
         search(tmp_path / "parts", max_trials=trials, resume=True)
     assert proposed(tmp_path / "parts") == proposed(tmp_path / "whole")
     assert "sampler" in {record.source for record in candidates(tmp_path / "whole")}
 
 
-@pytest.mark.parametrize("name", ["mutation", "tpe", "nsga2", "random"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
 def test_another_sampler_can_propose(name: str, tmp_path: Path) -> None:
-    search(tmp_path / "run", sampler=name, max_trials=2)
+    search(tmp_path / "run", sampler=name, max_trials=1)
     sources = {record.source for record in candidates(tmp_path / "run")}
     assert sources == {"sampler" if name == "random" else "seed"}
 
@@ -78,7 +79,7 @@ def test_without_time_for_the_layer_table_it_says_who_proposes_instead(tmp_path:
 def test_a_limit_of_the_size_is_kept_by_the_proposals_and_by_the_best(tmp_path: Path) -> None:
     whole, _ = search(tmp_path / "whole", max_trials=1)
     limit = int(0.6 * whole.trials.set_index("source").loc["baseline:int8", "size_bytes"])
-    result, _ = search(tmp_path / "small", max_size=limit, max_trials=6)
+    result, _ = search(tmp_path / "small", max_size=limit, max_trials=4)
     sizes = [record.size_bytes for record in candidates(tmp_path / "small")]
     assert np.mean(np.array(sizes) <= limit) > 0.6
     assert result.best().record.size_bytes <= limit

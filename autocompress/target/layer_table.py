@@ -29,7 +29,7 @@ MOST_GRAPHS = 300
 ROUNDS, FEWEST_ROUNDS = 31, 5
 """In which every graph is run."""
 MAX_SECONDS = 70.0
-"""No further round begins after that."""
+"""No further round begins after that, where nothing else is said."""
 BETWEEN_YARDSTICKS = 5
 """Graphs that are run between one yardstick and the next."""
 COMPILING = 0.6
@@ -92,6 +92,7 @@ def build_table(
     fingerprint: Fingerprint,
     progress: Progress | None = None,
     folder: Path | None = None,
+    most_seconds: float = MAX_SECONDS,
 ) -> LayerTable:
     """Time a model's layers in float and in 8 bits, or read their times from the cache.
 
@@ -102,6 +103,7 @@ def build_table(
         fingerprint: of the target; times of two fingerprints are never mixed.
         progress: called with the finished fraction.
         folder: of the cache; None is the user's own.
+        most_seconds: no further round of timing begins after that.
 
     Raises:
         TargetError: the device refuses a small graph.
@@ -114,7 +116,7 @@ def build_table(
     known = _cached(path)
     missing = [layer for key, layer in wanted.items() if key not in known]
     if missing:
-        times = _timed(missing, fingerprint.target, progress or (lambda fraction: None))
+        times = _timed(missing, fingerprint.target, progress or (lambda fraction: None), most_seconds)
         known |= {layer.key: seconds for layer, seconds in times.items()}
         write_json(path, {"version": VERSION, "times": known})
     entries = {layer: known[key] for key, layer in wanted.items()}
@@ -185,7 +187,7 @@ def _reachable(
     return {layer: (tuple(sorted(inputs)), tuple(sorted(outputs))) for layer, (inputs, outputs) in found.items()}
 
 
-def _timed(layers: Sequence[Signature], target: Target, progress: Progress) -> dict[Signature, float]:
+def _timed(layers: Sequence[Signature], target: Target, progress: Progress, most_seconds: float) -> dict[Signature, float]:
     """Time of each layer in yardsticks: a graph with copies of it less the same graph without.
 
     All graphs are run again and again in turns, so that a phase of other load hits every one of them a little.
@@ -199,7 +201,7 @@ def _timed(layers: Sequence[Signature], target: Target, progress: Progress) -> d
         progress(COMPILING * len(timers) / len(wanted))
     yard = Timer(yardstick(target))
     rounds: list[list[float]] = []
-    while len(rounds) < ROUNDS and (len(rounds) < FEWEST_ROUNDS or time.perf_counter() - start < MAX_SECONDS):
+    while len(rounds) < ROUNDS and (len(rounds) < FEWEST_ROUNDS or time.perf_counter() - start < most_seconds):
         rounds.append(_round(timers, yard))
         progress(COMPILING + (1 - COMPILING) * len(rounds) / ROUNDS)
     medians = [float(median) for median in np.median(rounds, axis=0)]
