@@ -75,6 +75,9 @@ def search(
     ] = None,
     max_accuracy_drop: Annotated[str | None, typer.Option(help="For the best model: 0.01 (absolute) or 1% (relative).")] = None,
     epochs: EpochsOption = None,
+    fine_tuning: Annotated[
+        str | None, typer.Option(help="auto, shared (one training for all candidates) or each (one by one).")
+    ] = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
     keep_inert: Annotated[
@@ -98,6 +101,7 @@ def search(
         "objectives": [word.strip() for word in objectives.split(",")] if objectives else None,
         "max_accuracy_drop": max_accuracy_drop,
         "fine_tuning.epochs": epochs,
+        "fine_tuning.mode": fine_tuning,
         "target.threads": threads,
         "seed": seed,
         "keep_inert": keep_inert or None,
