@@ -79,6 +79,9 @@ def search(
         str | None, typer.Option(help="Who proposes candidates: autocompress, mutation, tpe, nsga2 or random.")
     ] = None,
     epochs: EpochsOption = None,
+    fine_tuning: Annotated[
+        str | None, typer.Option(help="auto, shared (one training for all candidates) or each (one by one).")
+    ] = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
     keep_inert: Annotated[
@@ -104,6 +107,7 @@ def search(
         "max_size": max_size,
         "sampler": sampler,
         "fine_tuning.epochs": epochs,
+        "fine_tuning.mode": fine_tuning,
         "target.threads": threads,
         "seed": seed,
         "keep_inert": keep_inert or None,

@@ -30,8 +30,8 @@ FOLDER, STATE = "shared", "shared/progress.json"
 SHARED_WEIGHTS = (8, 7, 4, 3)
 """Weight widths that share. Others are trained as the next wider one, and candidates that have them are tuned by themselves.
 
-On a small ResNet of digits, 16 policies, steps of their own for every width: of 8 and 4 bits they inherit .940 on average, tuned for
-6 epochs each they have .929; with 2 bits among them .904 and .920.
+On a small ResNet of digits, where every width has steps of its own: 16 policies of 8 and 4 bits inherit .940 on average, and have
+.929 tuned for 6 epochs each; with 2 bits among them .904 and .920.
 """
 SHARED_ACTIVATIONS = 8
 SANDWICH = 8

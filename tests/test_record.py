@@ -71,3 +71,11 @@ def test_training_and_measuring_are_no_overhead() -> None:
 @pytest.mark.parametrize(("source", "is_baseline"), [("baseline:int8", True), ("seed", False), ("sampler", False)])
 def test_a_baseline_is_known_by_its_source(source: str, is_baseline: bool) -> None:
     assert make_record(source=source).is_baseline is is_baseline
+
+
+def test_a_plan_with_epochs_of_its_own_is_another_plan() -> None:
+    plan = Plan.of(Policy({"stem": 0.5}))
+    longer = plan.model_copy(update={"epochs": 3})
+    assert longer.key != plan.key == Plan.model_validate(plan.model_dump(exclude={"epochs"})).key
+    assert not make_record().is_final
+    assert make_record().model_copy(update={"plan": longer}).is_final
