@@ -37,6 +37,8 @@ class SimulatedWeight(keras.layers.Layer):
         waiting: 1 bit is not binary yet.
     """
 
+    built: bool
+
     def __init__(self, policy: LayerPolicy | Mapping[str, Any], axes: KernelAxes | Sequence[Any], **options: Any) -> None:
         super().__init__(**options)
         self.policy = policy if isinstance(policy, LayerPolicy) else LayerPolicy(**policy)
