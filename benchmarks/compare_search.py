@@ -82,7 +82,8 @@ def run(problems: list[AnyProblem], trials: int, path: Path) -> list[Curve]:
                 rows = enumerate(zip(curve.seconds, curve.shares, strict=True), 1)
                 writer.writerows([strategy, seed, i, f"{at:.1f}", f"{share:.5f}"] for i, (at, share) in rows)
                 file.flush()
-    return list(known.values())
+    order = list(STRATEGIES)
+    return sorted(known.values(), key=lambda curve: (order.index(curve.strategy), curve.seed))
 
 
 def read(path: Path) -> dict[tuple[str, int], Curve]:

@@ -78,7 +78,8 @@ def test_without_time_for_the_layer_table_it_says_who_proposes_instead(tmp_path:
 
 def test_a_limit_of_the_size_is_kept_by_the_proposals_and_by_the_best(tmp_path: Path) -> None:
     whole, _ = search(tmp_path / "whole", max_trials=1)
-    limit = int(0.6 * whole.trials.set_index("source").loc["baseline:int8", "size_bytes"])
+    sizes_of = whole.trials.set_index("source")["size_bytes"]
+    limit = int(sizes_of["baseline:int8"] + sizes_of["baseline:uniform-75"]) // 2  # most of a tiny model's file is its graph
     result, _ = search(tmp_path / "small", max_size=limit, max_trials=4)
     sizes = [record.size_bytes for record in candidates(tmp_path / "small")]
     assert np.mean(np.array(sizes) <= limit) > 0.6

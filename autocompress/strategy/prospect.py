@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autocompress.strategy.acquisition import expected_improvement
 from autocompress.strategy.knapsack import Cost
-from autocompress.strategy.observed import Observed, Points
+from autocompress.strategy.observed import Observed, Point, Points
 from autocompress.strategy.surrogate import Features, Scale, Surrogate, best_belief
 
 Array = NDArray[np.float64]
@@ -23,6 +23,8 @@ BELOW_THE_BEST = 0.9
 """Where nothing of interest was found yet, models are of interest from this fraction of the best that was."""
 HEADROOM = 1.02
 """How much better than the best so far, or than the original, a model can be."""
+LEAST_RUIN = 0.02
+"""A smaller loss ruins no model, however little may be lost."""
 MOST_COMPARED = 100
 """Measured costs against which estimates are held."""
 
@@ -77,9 +79,14 @@ class Prospect:
         self.front, self._gains, self._charges = points[best], gains[best], charges[best]
         self._reference = self._referred(seen.points.shape[1])
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
+        self._ruined = seen.points[scale.fraction(seen.gains) < 1 - max(2 * drop, LEAST_RUIN)]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))
         self._floor = min(1 - drop, BELOW_THE_BEST * float(within.max(initial=0.0)))
+
+    def is_hopeless(self, point: Point) -> bool:
+        """True where everything is compressed at least as much as in a policy that lost more than twice what is allowed."""
+        return bool((np.array(point) >= self._ruined).all(1).any())
 
     def worth(self, points: Points, latencies: Array | None = None) -> Array:
         """Of points, one a row; negative where a limit is not kept, the more the further it is missed.

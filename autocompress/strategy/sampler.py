@@ -100,10 +100,10 @@ class SurrogateSampler(BaseSampler):
             besides: the number of a trial that is taken to be absent.
         """
         seen = self._read(study, besides)
-        waiting = [point for point in self.seeds() if point not in seen.tried]
+        prospect = self._prospect(study, seen)
+        waiting = [point for point in self.seeds() if point not in seen.tried and not prospect.is_hopeless(point)]
         if waiting and len(seen.points) < SEEDS:
             return waiting[:1]
-        prospect = self._prospect(study, seen)
         generator = np.random.default_rng(seen.seed(self._seed))
         start = [*self.seeds(), *map(tuple, prospect.front.tolist())]
         return best_bred([len(d.choices) for d in self.decisions], start, prospect.worth, seen.tried, count, generator)
