@@ -294,6 +294,15 @@ def test_the_converted_model_gives_the_frameworks_outputs(cases: Cases, kind: st
         assert np.abs(actual - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+def test_a_model_without_a_branch_has_no_other_outputs(cases: Cases) -> None:
+    task = cases.task("resnet")
+    (name, *_) = [group.name for group in cases.framework.inspect(task).groups if group.removable]
+    candidate = compressed(cases, task, ac.Policy({name: 1.0}))
+    (expected,) = cases.outputs(candidate.model, first_inputs(task))
+    (actual,) = converted_outputs(cases, task, candidate)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_converted_layers_carry_the_frameworks_names(cases: Cases, kind: str) -> None:
     task = cases.task(kind)
