@@ -25,6 +25,7 @@ from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
 from autocompress.frameworks.torch.gradual import prune_gradually
 from autocompress.frameworks.torch.layers import HEAVY, layers_of
+from autocompress.frameworks.torch.optimize import pruned_rate
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.reestimate import reestimate
@@ -99,6 +100,8 @@ class TorchFramework:
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""
         torch.manual_seed(settings.seed)
+        if candidate.removed and not settings.learning_rate:
+            settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:
