@@ -122,11 +122,13 @@ class Prover(ABC):
 
     def _can_be_spared(self, name: str) -> bool:
         """True where the output still depends on the input when nothing reads any of the group's channels."""
-        removed = self._whole([name])
+        return self._is_alive(self._whole([name]))
+
+    def _is_alive(self, removed: Removed) -> bool:
         return difference(self.silenced_outputs(removed), self.silenced_outputs(removed, elsewhere=True)) > ALIVE
 
     def _vanishing(self, names: list[str], follow: Iterable[str]) -> list[str]:
-        """The groups that can be removed whole. Halves that fail are looked into."""
+        """The groups that can be removed whole. Halves that fail, or leave an output that proves nothing, are looked into."""
         if not names or self._can_vanish(names, follow):
             return names
         middle = len(names) // 2
@@ -135,6 +137,8 @@ class Prover(ABC):
     def _can_vanish(self, names: list[str], follow: Iterable[str]) -> bool:
         removed = self._whole(names)
         try:
+            if not self._is_alive(removed):
+                return False
             return difference(self.pruned_outputs(removed, follow), self.silenced_outputs(removed)) <= TOLERANCE
         except Exception:  # a user's forward can raise anything on what is left
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ ZOO |= {
 }
 
 
+@cache
+def zoo(name: str) -> tuple[Pruning, Any]:
+    """What can be removed from a model of the zoo, and its example."""
+    make, inputs = ZOO[name]
+    keras.utils.set_random_seed(0)
+    example = inputs()
+    return found_in(make(), example), example
+
+
 def perturbed(found: Pruning) -> keras.Model:
     copy = rebuild(found.graph, lambda name, layer: None)
     silencing_keras.perturb(layers_by_name(copy))
@@ -117,10 +127,7 @@ def errors(original: keras.Model, small: keras.Model, example: Any) -> tuple[flo
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_pruned_model_is_the_original_with_silenced_channels(name: str) -> None:
-    keras.utils.set_random_seed(0)
-    make, inputs = ZOO[name]
-    example = inputs()
-    found = found_in(make(), example)
+    found, example = zoo(name)
     original = perturbed(found)
     small = remove_channels(original, found.groups, halves(found))
     assert heavy_layers(original).keys() == heavy_layers(small).keys()
@@ -128,6 +135,18 @@ def test_a_pruned_model_is_the_original_with_silenced_channels(name: str) -> Non
     assert error <= 1
     assert control > 100
     assert small.count_params() < original.count_params()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_layers_lose_as_many_channels_as_the_structure_says(name: str) -> None:
+    found, example = zoo(name)
+    ratios = {group.name: 0.5 for group in found.structure.groups}
+    lost_inputs, lost_outputs = found.structure.lost_channels(ratios)
+    small = pruned(found, found.least_important(ratios, "random"))
+    left = {layer.name: layer.channels for layer in layers_of(small, example)}
+    for layer in found.structure.layers:
+        wanted = layer.channels[0] - lost_inputs.get(layer.name, 0), layer.channels[1] - lost_outputs.get(layer.name, 0)
+        assert left[layer.name] == wanted
 
 
 def test_a_wrong_mapping_is_seen() -> None:

@@ -113,12 +113,22 @@ class Builder:
 
     def graph(self, model: keras.Model, values: Sequence[Any] = (), prefix: str = "") -> keras.Model:
         """A new graph; that of a nested model has inputs of the shapes of `values`."""
-        graph = graph_of(model)
-        tensors: Values = {id(old): _input(old, new) for old, new in zip(graph.inputs, values or graph.inputs, strict=True)}
-        for node in nodes_of(graph):
+        inputs = graph_of(model).inputs
+        tensors = {id(old): input_like(old, new) for old, new in zip(inputs, values or inputs, strict=True)}
+        return self.model(model, self.run(model, tensors, prefix))
+
+    def run(self, model: keras.Model, tensors: Values, prefix: str) -> Values:
+        """Take a graph's new inputs through its new operations."""
+        tensors = dict(tensors)
+        for node in nodes_of(model):
             args, kwargs = filled(node, tensors)
             made = keras.tree.flatten(self.call(node, args, kwargs, prefix))
             tensors |= {id(old): new for old, new in zip(node.outputs, made, strict=True)}
+        return tensors
+
+    def model(self, model: keras.Model, tensors: Values) -> keras.Model:
+        """A model with the same structure of inputs and outputs."""
+        graph = graph_of(model)
         inputs, outputs = (keras.tree.map_structure(lambda t: tensors[id(t)], side) for side in (graph.input, graph.output))
         new = keras.Model(inputs, outputs, name=model.name)
         new._trainable = model.trainable  # the layers have their own
@@ -165,7 +175,7 @@ class _Expander(Builder):
         return super().make(node, args, kwargs, prefix) if inside is None else self.graph(inside, prefix=f"{prefix}{old.name}/")
 
 
-def _input(old: keras.KerasTensor, new: keras.KerasTensor) -> keras.KerasTensor:
+def input_like(old: keras.KerasTensor, new: keras.KerasTensor) -> keras.KerasTensor:
     """An input like another, with the sizes of a tensor where they were fixed."""
     layer = old._keras_history.operation
     shape = tuple(None if size is None else now for size, now in zip(old.shape, new.shape, strict=True))

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.frameworks.channels import ChannelGroup, removed_slices
-from autocompress.frameworks.keras.graph import HEAVY, Builder, layers_by_name
+from autocompress.frameworks.keras.graph import HEAVY, Builder, input_like, layers_by_name
 from autocompress.frameworks.keras.kernels import kernel_axes
 from autocompress.frameworks.keras.layer_rules import GROUPS
-from autocompress.frameworks.keras.nodes import is_graph
+from autocompress.frameworks.keras.nodes import as_argument, graph_of, inputs_of, is_graph
 from autocompress.frameworks.keras.resize import output_shape, resized, resized_key, resized_operation
 from autocompress.frameworks.keras.trace import SIZE_MARK
 from autocompress.frameworks.keras.vanish import Nothing, constant, live_among, nothing_among, source_of
@@ -74,6 +74,8 @@ class _Pruner(Builder):
         operation, name = node.operation, prefix + node.operation.name
         if isinstance(operation, HEAVY) and 0 in self._kept(operation.kernel, name).shape:
             return self._without_kernel(node, name, args)
+        if is_graph(operation):
+            return self._within(node, args, kwargs, prefix)
         nothing = nothing_among((args, kwargs))
         if nothing is not None:
             return self._with_nothing(node, args, nothing, prefix)
@@ -90,7 +92,7 @@ class _Pruner(Builder):
         sizes = {i: gone for i in range(len(outputs)) if (gone := self._slices.get(f"{name}{SIZE_MARK}{i}")) is not None}
         if sizes:
             return resized_operation(old, outputs, sizes)
-        weights = [] if is_graph(old) else getattr(old, "weights", [])
+        weights = getattr(old, "weights", [])
         kept = [self._kept(weight, name) for weight in weights]
         before, after = [tuple(weight.shape) for weight in weights], [value.shape for value in kept]
         if before == after:
@@ -111,12 +113,30 @@ class _Pruner(Builder):
 
     def _with_nothing(self, node: Any, args: tuple[Any, ...], nothing: Nothing, prefix: str) -> Any:
         """An operation without channels is left out; a concatenation takes the others."""
-        if is_graph(node.operation):
-            raise ValueError(f"all channels that {prefix}{node.operation.name} takes are removed")
         parts = live_among(args) if type(node.operation).__name__ == "Concatenate" else []
         if len(parts) > 1:
             return super().call(node, (parts,), {}, prefix)
         return parts or [nothing] * len(node.outputs)
+
+    def _within(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
+        """A nested model, of which inputs and outputs may have no channels."""
+        old, given = node.operation, inputs_of(node.operation, args, kwargs)
+        if id(old) not in self._made:
+            tensors = {id(one): _inner(one, value) for one, value in zip(graph_of(old).inputs, given, strict=True)}
+            found = self.run(old, tensors, f"{prefix}{old.name}/")
+            outputs = [found[id(tensor)] for tensor in graph_of(old).outputs]
+            if nothing_among((given, outputs)) is None:
+                self._made[id(old)] = self.model(old, found), outputs
+            else:  # what is left has another structure
+                inputs, live = [source_of(tensor) for tensor in tensors.values()], live_among(outputs)
+                self._made[id(old)] = keras.Model(inputs, live, name=old.name) if live else None, outputs
+        new, outputs = self._made[id(old)]
+        if nothing_among((given, outputs)) is None:
+            return new(*args, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name != "inputs"}
+        sources = [source_of(value) for value in given]
+        live_outputs = iter(keras.tree.flatten(new(as_argument(sources), **options)) if new is not None else ())
+        return [Nothing(sources[0]) if isinstance(output, Nothing) else next(live_outputs) for output in outputs]
 
     def _kept(self, weight: Any, name: str) -> NDArray[Any]:
         """What remains of a weight."""
@@ -124,3 +144,10 @@ class _Pruner(Builder):
         for axis, gone in self._slices.get(f"{name}/{weight.name}", {}).items():
             value = np.delete(value, gone, axis)
         return value
+
+
+def _inner(old: keras.KerasTensor, value: Any) -> Any:
+    """An input of a nested model for what it is given."""
+    if isinstance(value, Nothing):
+        return Nothing(keras.Input(batch_shape=value.source.shape, dtype=value.source.dtype))
+    return input_like(old, value)
