@@ -15,8 +15,8 @@ from autocompress.task import Task
 SGD_RATE, ADAMW_RATE = 0.03, 1e-3
 """Highest rates of the cycle where the task names none."""
 PRUNED_SGD_RATE = 0.06
-"""The same for a candidate that has lost channels. With half of ResNet-8's it gave .950 after three epochs and the other .946; on a small
-MobileNetV2 both gave .943. Where nothing is removed it was worse there (.956 beside .959).
+"""The same for a candidate that has lost channels. With half of ResNet-8's channels gone it gave .950 after three epochs where
+the other gave .946; on a small MobileNetV2 both gave .943. Where nothing is removed it was worse there (.956 beside .959).
 """
 SHARED_SGD_RATE = 0.1
 """The same for a shared training, which has to go further from the original. On a small ResNet of digits 16 policies inherited
@@ -36,7 +36,7 @@ def default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def pruned_rate(task: Task, model: nn.Module) -> float | None:
-    """The highest rate for a model that has lost channels; None where the task names an optimizer of its own, or there is no SGD."""
+    """The highest rate for a model that has lost channels; None where the optimizer is the task's own, or not SGD."""
     return PRUNED_SGD_RATE if task.optimizer is None and batch_norms(model) else None
 
 
