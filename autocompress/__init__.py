@@ -11,6 +11,8 @@ In a training script of your own:
 model = ac.torch.prepare(model, "policy.yaml", calibration_loader)
 ...
 ac.torch.export(model, "deploy/")
+
+and in the same way `ac.keras.prepare`, `fit`, `ac.keras.export`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autocompress import keras as keras
     from autocompress import torch as torch
     from autocompress.config import SearchConfig
     from autocompress.device import Target
@@ -68,7 +71,7 @@ _HOME = {
     "search": "outer_loop",
     "verify": "verification",
 }
-_FRAMEWORKS = ("torch",)
+_FRAMEWORKS = ("keras", "torch")
 """Modules for training scripts. They are not in `__all__`: a star import must not hide the framework itself."""
 
 

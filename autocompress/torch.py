@@ -14,20 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from autocompress.bundle import bundled_samples, complete_bundle, require_new, unmeasured_promise
+from autocompress.bundle import require_new
 from autocompress.config import CompressionConfig, validated
-from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
 from autocompress.errors import ConfigError
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.script import follow_schedules, leave_schedules, make_ready, structure_of
-from autocompress.history import History
 from autocompress.policy import Policy
 from autocompress.policy_file import read_policy, resolve_policy
 from autocompress.prepared import preparation_of, remember, task_of
-from autocompress.target import precision
-from autocompress.target.runtime import compile_model, fingerprint
+from autocompress.shipping import ship
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,25 +95,6 @@ def export(model: nn.Module, out: str | Path) -> Path:
     """
     made, path = preparation_of(model), Path(out)
     require_new(path)
-    framework, target = TorchFramework(), made.config.target
     candidate = made.candidate(copy.deepcopy(model).eval())
     leave_schedules(candidate.model)
-    samples = calibration_inputs(made.task, made.config)
-    compact = made.config.storage == "compact"
-    graph, notes = deploy(framework, made.task, candidate, target, samples, trained=True, compact=compact)
-    path.mkdir(parents=True, exist_ok=True)
-    precision.save(graph, path / "model.xml")
-    framework.save(candidate, path / "weights.safetensors")
-    history = History(
-        framework=framework.name,
-        policy=made.policy.to_dict(),
-        removed={group: list(channels) for group, channels in made.removed.items()},
-        original=framework.architecture(made.task),
-    )
-    history.write(path / "history.json")
-    inputs: dict[str, Any] = bundled_samples(made.task.calibration_split)
-    np.savez(path / "samples.npz", **inputs)
-    is_integer = integer_layers(compile_model(path / "model.xml", target), made.policy, made.macs)
-    promise = unmeasured_promise(made.task.name, path, fingerprint(target), is_integer, notes + not_as_asked(is_integer))
-    complete_bundle(path, target, made.policy.to_dict(), promise, made.task.preprocessing)
-    return path
+    return ship(TorchFramework(), made, candidate, path)

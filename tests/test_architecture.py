@@ -29,9 +29,10 @@ LAYERS = [
     ["frameworks"],
     ["history", "deploy", "prepared"],
     ["report", "result", "bundle", "trial"],
+    ["shipping"],
     ["setup", "verification", "restore", "hardware"],
     ["global_mode"],
-    ["run", "torch"],
+    ["run", "torch", "keras"],
     ["console", "timed_run"],
     ["single", "workflow"],
     ["outer_loop"],
@@ -43,10 +44,17 @@ LAYERS = [
 # Package → the modules that may import it, wherever in the module the import stands.
 CONFINED = {
     "torch": ["frameworks.torch"],
-    "safetensors": ["frameworks.torch"],
+    "safetensors": ["frameworks.torch", "frameworks.keras"],
     "keras": ["frameworks.keras"],
     "tensorflow": ["frameworks.keras"],
-    "openvino": ["target", "frameworks.torch.convert", "frameworks.keras.convert", "trial", "deploy"],
+    "openvino": [
+        "target",
+        "frameworks.torch.convert",
+        "frameworks.keras.convert",
+        "frameworks.keras.backends",
+        "trial",
+        "deploy",
+    ],
     "nncf": ["target.precision"],
     "optuna": ["strategy"],
     "scipy": ["target.meter", "frameworks.classes"],
@@ -207,6 +215,14 @@ def test_the_module_for_training_scripts_comes_when_it_is_used() -> None:
     code = "import sys, autocompress as ac; print('torch' in sys.modules, *ac.torch.__all__, 'torch' in dir(ac))"
     assert python("-c", code).split() == ["False", "export", "prepare", "True"]
     assert "torch" not in ac.__all__  # a star import must not hide the framework
+
+
+def test_a_task_of_one_framework_does_not_import_the_other() -> None:
+    code = (
+        "import sys, torch; from autocompress.frameworks.base import framework_of; framework_of(torch.nn.Linear(1, 1)); "
+        "print('keras' in sys.modules, 'tensorflow' in sys.modules)"
+    )
+    assert python("-c", code).split() == ["False", "False"]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

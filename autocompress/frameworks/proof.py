@@ -125,7 +125,10 @@ class Prover(ABC):
         return self._is_alive(self._whole([name]))
 
     def _is_alive(self, removed: Removed) -> bool:
-        return difference(self.silenced_outputs(removed), self.silenced_outputs(removed, elsewhere=True)) > ALIVE
+        try:
+            return difference(self.silenced_outputs(removed), self.silenced_outputs(removed, elsewhere=True)) > ALIVE
+        except Exception:  # a user's forward can raise anything on another input
+            return False
 
     def _vanishing(self, names: list[str], follow: Iterable[str]) -> list[str]:
         """The groups that can be removed whole. Halves that fail, or leave an output that proves nothing, are looked into."""

@@ -27,6 +27,7 @@ from autocompress.policy import Policy
 from autocompress.target.binary import binarize, obstacle
 from autocompress.target.evaluate import feed
 from autocompress.target.grid_nodes import Range, coarse_quantizer, grid_constant, quantizer_in_front, range_of
+from autocompress.target.uneven_bias import make_bias_uneven
 
 HEAVY_OPERATIONS = (
     "Convolution",
@@ -121,6 +122,9 @@ def place_precision(
         if name in weights:
             for node, weight in zip(nodes, weights[name], strict=True):
                 writer.write(name, node, weight)
+        if policy.layer(name).is_integer:
+            for node in nodes:
+                make_bias_uneven(node)
     model.validate_nodes_and_infer_types()
     return model
 

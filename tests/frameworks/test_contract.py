@@ -146,6 +146,10 @@ class KerasCases:
 
         return predicted(model, [inputs])
 
+    def trained_weights_equal(self, model: Any, other: Any) -> bool:
+        pairs = zip(model.trainable_weights, other.trainable_weights, strict=True)
+        return all((one.numpy() == another.numpy()).all() for one, another in pairs)
+
 
 def _first_classes_right(predictions: Any, targets: Any) -> float:
     classes = targets["classes"] if isinstance(targets, dict) else targets[0]
@@ -277,6 +281,15 @@ def test_the_converted_model_gives_the_frameworks_outputs(cases: Cases, kind: st
     expected = cases.outputs(task.model, first_inputs(task, batch))
     for actual, wanted in zip(converted_outputs(cases, task, candidate, batch), expected, strict=True):
         assert np.abs(actual - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_a_model_without_a_branch_has_no_other_outputs(cases: Cases) -> None:
+    task = cases.task("resnet")
+    (name, *_) = [group.name for group in cases.framework.inspect(task).groups if group.removable]
+    candidate = compressed(cases, task, ac.Policy({name: 1.0}))
+    (expected,) = cases.outputs(candidate.model, first_inputs(task))
+    (actual,) = converted_outputs(cases, task, candidate)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -200,3 +200,20 @@ def test_a_recurrent_cell_stays_in_float_and_is_named(cell: type[nn.Module]) -> 
     assert weights == ["Constant"] * 3
     running = kernels(compile_model(model, Target()), ["first", "last"])
     assert {name for name, kernel in running.items() if kernel.is_integer} == {"first", "last"}
+
+
+@pytest.mark.parametrize("bias", [None, 0.0, 0.1])
+def test_products_without_a_bias_give_right_numbers_with_one_thread(bias: float | None) -> None:
+    model = nn.Sequential(nn.Linear(64, 32, bias is not None), nn.ReLU(), nn.Linear(32, 10, bias is not None))
+    for linear in (model[0], model[2]):
+        nn.init.uniform_(linear.weight, -0.2, 0.2)
+        if bias is not None:
+            nn.init.constant_(linear.bias, bias)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [(torch.rand(1, 64, generator=generator),) for _ in range(8)]
+    policy = ac.Policy({}, {name: ac.LayerPolicy(8, 8) for name in ("0", "2")})
+    graph = place_precision(Converted(convert(model, inputs[0])), policy, [(x.numpy(),) for (x,) in inputs])
+    compiled = compile_model(graph, Target(precision="f32", threads=1))
+    for (x,) in inputs:
+        expected = model(x).detach().numpy()
+        assert np.abs(compiled([x.numpy()])[0] - expected).max() <= 0.3 * np.abs(expected).max()

@@ -40,7 +40,7 @@ def example_inputs(task: Task, batch: int) -> Inputs:
     samples = task.splits["train"].take(batch)
     samples += [samples[-1]] * (batch - len(samples))
     names = samples[0].keys() if isinstance(samples[0], dict) else range(len(samples[0]))
-    joined = {name: as_float32(np.concatenate([sample[name] for sample in samples])) for name in names}  # type: ignore[index]
+    joined: dict[Any, Any] = {name: as_float32(np.concatenate([sample[name] for sample in samples])) for name in names}  # type: ignore[index]
     return joined if isinstance(samples[0], dict) else tuple(joined.values())
 
 

@@ -75,7 +75,13 @@ def _translated(model: keras.Model, example: Inputs, kernels: Sequence[Any]) -> 
     names = {given.name: spec.name for given, spec in zip(function.inputs, signature, strict=False)}
     graph = GraphIteratorTFGraph(function.graph, False, False, names)  # it has to live while the frontend reads it
     frontend = FrontEndManager().load_by_framework("tf")
-    return frontend.convert(frontend.load(graph))
+    return _with_outputs(frontend.convert(frontend.load(graph)), [tensor.name for tensor in function.outputs])
+
+
+def _with_outputs(model: ov.Model, names: list[str]) -> ov.Model:
+    """A model with these outputs, in order. The frontend adds what nobody reads, as what is left of a removed branch."""
+    results = {name: result for result in model.get_results() for name in result.input_value(0).get_names()}
+    return ov.Model([results[name] for name in names], model.get_parameters(), model.get_friendly_name())
 
 
 def _tag_layers(model: ov.Model, names: list[str]) -> None:

@@ -22,6 +22,9 @@ from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimat
 from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
 from autocompress.task import Task
 
+WORTH_TRACING = 20
+"""Steps of a training from which it pays to make a graph of a step; that takes as long as a dozen steps without one."""
+
 AfterStep = Callable[[], None]
 """Called after every step of the optimizer."""
 
@@ -79,7 +82,10 @@ class Trainer:
         self.student.objective = Objective(task, model, teacher, settings)
         optimizer = optimizer_of(task, model, settings.learning_rate)
         self.rates = Rates(task, optimizer, settings.learning_rate, self.steps)
-        self.student.compile(optimizer, **loss_of(task), metrics=_metrics_of(task), jit_compile=False)
+        eagerly = self.steps < WORTH_TRACING
+        options = {"metrics": _metrics_of(task), "jit_compile": False, "run_eagerly": eagerly}
+        optimizer.build(model.trainable_variables)  # or TensorFlow traces the first step twice
+        self.student.compile(optimizer, **loss_of(task), **options)
 
     def run(self, progress: Progress, after_step: AfterStep | None = None) -> None:
         """All epochs.

@@ -31,7 +31,7 @@ from autocompress.frameworks.keras.simulate import input_ranges, settle, simulat
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
 from autocompress.frameworks.schedule import gradual_epochs, part
 from autocompress.policy import Policy
-from autocompress.structure import Structure
+from autocompress.structure import Layer, Structure
 from autocompress.target.precision import Converted
 from autocompress.task import Task
 
@@ -88,8 +88,17 @@ class KerasFramework:
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
         if task.fine_tune is None:
-            loss_of(task)
+            loss_of(task)  # there is one
+        return self.structure(task)
+
+    def structure(self, task: Task) -> Structure:
+        """The same for a model that need not be trainable here."""
+        self._graph(task)
         return self._pruning(task).structure
+
+    def layers(self, task: Task) -> tuple[Layer, ...]:
+        """The layers alone."""
+        return layers_of(self._graph(task), self._example(task, 1))
 
     def importance(self, task: Task, criterion: str) -> dict[str, NDArray[np.float64]]:
         """Group name → importance of each of its channels, also of groups that are not proven."""

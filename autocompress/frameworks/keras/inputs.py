@@ -41,6 +41,8 @@ class SimulatedInput(keras.layers.Layer):
     Its variables are the averaged range `low`, `high`, the number of `batches` and the learned `factor` over that range.
     """
 
+    built: bool
+
     def __init__(self, bits: int = 8, is_seen: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.bits, self.largest_code, self.is_learned = bits, 2**bits - 1, bits in LEARNED_BITS

@@ -133,7 +133,8 @@ def simulated_inputs(model: keras.Model) -> dict[str, SimulatedInput]:
 
 def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
     """A plain copy of a simulated graph with its kernels as they will be deployed, and the codes of its grids by layer name."""
-    set_progress(model, 1.0)
+    finished = rebuild(model, lambda name, layer: None)
+    set_progress(finished, 1.0)
     found: dict[str, LayerGrid] = {}
 
     def replace(name: str, layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -146,7 +147,7 @@ def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
                 found[name] = _grid(layer.weight, kernel_of(layer.layer))
         return plain
 
-    return rebuild(model, replace), found
+    return rebuild(finished, replace), found
 
 
 def _simulated(layer: keras.layers.Layer, policy: LayerPolicy) -> keras.layers.Layer:

@@ -14,7 +14,6 @@ Gradients = Callable[[Any], tuple[Any, ...]]
 def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[..., Any]:
     """A function of tensors, from one that returns the value and its gradients. It may not use variables or other tensors."""
 
-    @ops.custom_gradient
     def forward(*arguments: Any) -> Any:
         value, gradients = function(*arguments)
 
@@ -23,7 +22,10 @@ def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[.
 
         return value, backward
 
-    return forward
+    def called(*arguments: Any) -> Any:
+        return ops.custom_gradient(forward)(*arguments)
+
+    return called
 
 
 def read(variable: Any) -> Any:

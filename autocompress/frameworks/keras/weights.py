@@ -37,6 +37,8 @@ class SimulatedWeight(keras.layers.Layer):
         waiting: 1 bit is not binary yet.
     """
 
+    built: bool
+
     def __init__(self, policy: LayerPolicy | Mapping[str, Any], axes: KernelAxes | Sequence[Any], **options: Any) -> None:
         super().__init__(**options)
         self.policy = policy if isinstance(policy, LayerPolicy) else LayerPolicy(**policy)
@@ -84,7 +86,7 @@ class SimulatedWeight(keras.layers.Layer):
         if self.bits is None:
             return kept
         if self.is_learned:
-            return _on_learned_grid(kept, self._clamped_factor(), *self._constants(), grids.largest_code(self.bits))
+            return _on_learned_grid(kept, self._clamped_factor(), self._constants()[0], grids.largest_code(self.bits))
         quantized = straight_through(self._quantized, kept, *self._constants())
         return ops.where(self.waiting, kept, quantized) if self.bits == 1 else quantized
 
