@@ -177,7 +177,7 @@ def irregular_half(channels: int) -> list[int]:
 
 
 def difference(actual: Outputs, expected: Outputs) -> float:
-    """The largest difference of outputs, relative to each one's range; NaN if a value is."""
+    """The largest difference of outputs, relative to each one's range (of a single number: to itself); NaN if a value is."""
     return float(np.max([_relative(a, e) for a, e in zip(actual, expected, strict=True)]))
 
 
@@ -188,7 +188,7 @@ def first_line(error: Exception) -> str:
 
 def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     actual, expected = actual.astype(float), expected.astype(float)
-    span = float(expected.max() - expected.min())
+    span = float(np.ptp(expected) if expected.size > 1 else np.abs(expected).max())
     return float(np.abs(actual - expected).max()) / max(span, 1e-12)
 
 

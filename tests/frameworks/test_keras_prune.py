@@ -158,6 +158,13 @@ def test_a_wrong_mapping_is_seen() -> None:
     assert errors(original, small, (IMAGES,))[0] > 100
 
 
+def test_a_model_of_a_single_number_is_proven_too() -> None:
+    example = (np.ones((1, 10), np.float32),)
+    found = Pruning(models.small_task(models.build("conv")), example, "regressor")
+    found.graph = models.seeded(models.regressor)
+    assert [group.name for group in found.structure.groups] == ["fc1", "fc2"]
+
+
 SOME = {name: found_in(models.build(name)) for name in ("resnet", "separable", "squeeze-excite", "transposed")}
 
 
