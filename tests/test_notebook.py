@@ -13,7 +13,8 @@ TINY = """ORIGINAL_EPOCHS = 1
 EPOCHS = 1
 BITS = [8, 2]
 TRAIN_IMAGES, VALID_IMAGES = 300, 60
-SEARCH = {{"space": "mixed-precision", "sampler": "mutation", "max_trials": 1, "fine_tuning": {{"epochs": 1}}, "calibration_samples": 20}}
+SEARCH = {{"space": "mixed-precision", "sampler": "mutation", "max_trials": 1}}
+SEARCH |= {{"fine_tuning": {{"epochs": 1}}, "calibration_samples": 20}}
 OUT = {out!r}
 """
 

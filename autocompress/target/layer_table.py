@@ -24,7 +24,7 @@ from autocompress.target.precision import heavy_nodes
 from autocompress.target.runtime import compile_model
 from autocompress.target.yardstick import yardstick
 
-MOST_GRAPHS = 300
+MOST_GRAPHS = 480
 """Timed for one table; with more widths than that, the ones between are interpolated."""
 ROUNDS, FEWEST_ROUNDS = 31, 5
 """In which every graph is run."""

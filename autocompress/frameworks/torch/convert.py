@@ -23,6 +23,8 @@ from autocompress.frameworks.torch.vanish import Vanished
 from autocompress.target.precision import COPY_MARK, HEAVY_OPERATIONS
 
 LAYER_TAG = "autocompress_layer"
+UNCHECKED = {"check_trace": False}
+"""The check runs the model three times more, which took as long as all else of a conversion."""
 _SCOPE = re.compile(r"__module\.(?P<module>[^/]+)/")
 
 
@@ -39,7 +41,7 @@ def convert(model: nn.Module, example: Any) -> ov.Model:
     logging.getLogger("openvino").setLevel(logging.ERROR)
     try:
         with torch.no_grad(), quiet(), unfused():
-            decoder = TorchScriptPythonDecoder(model, example_input=example)
+            decoder = TorchScriptPythonDecoder(model, example_input=example, trace_kwargs=UNCHECKED)
             frontend = FrontEndManager().load_by_framework("pytorch")
             converted = frontend.convert(frontend.load(decoder))
         _tag_layers(converted)
