@@ -47,7 +47,9 @@ def proposed(out: Path) -> list[str]:
 
 def test_a_search_knows_its_choices_before_it_proposes(tmp_path: Path) -> None:
     _, lines = search(tmp_path / "run")
-    assert [record.source for record in candidates(tmp_path / "run")] == ["seed"] * 3
+    sources = [record.source for record in candidates(tmp_path / "run")]
+    assert sources[0] == "seed"  # how many more there are depends on how far the timed layers set them apart
+    assert sources == sorted(sources, key=["seed", "sampler"].index)
     assert not any("instead" in line for line in lines)
 
 
