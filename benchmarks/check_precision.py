@@ -37,6 +37,7 @@ from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.layers import layers_of
 from autocompress.frameworks.torch.simulate import settle, simulate
 from autocompress.policy import LayerPolicy, Policy
+from autocompress.record import Latency
 from autocompress.target.executed import kernels
 from autocompress.target.meter import measure
 from autocompress.target.precision import Converted, LayerGrid, place_precision, save
@@ -50,6 +51,7 @@ LARGEST_FILE = 0.60
 """Of 4 bits in compact storage, relative to 8 bits."""
 LARGEST_DIFFERENCE = 1e-5
 LARGEST_BINARY_ERROR = 1e-5
+COMPILATIONS = 3
 SAMPLES = 4
 TARGET, EXACT = Target(), Target(precision="f32")
 """Timed at the device's default float precision; outputs are compared at f32."""
@@ -139,7 +141,7 @@ def check_model(name: str) -> list[str]:
         difference = float(np.abs(fast - small).max() / np.ptp(fast))
         compiled = {storage: compile_model(model, TARGET) for storage, model in models.items()}
         for storage, running in compiled.items():
-            (latency,) = measure([running], case.int8, 1.0)  # one by one: of three models the middle one meets a colder cache
+            latency = median_latency(models[storage], case.int8)
             found = kernels(running, case.layers)
             missing = [layer for layer in case.layers if layer not in found or not found[layer].is_integer]
             size = file_bytes(models[storage])
@@ -157,6 +159,15 @@ def check_model(name: str) -> list[str]:
             broken += [f"{what}: .bin {size / eight:.2f}"] if too_large else []
         broken += [f"{name}, {bits} bits: outputs differ by {difference:.1e}"] if difference > LARGEST_DIFFERENCE else []
     return broken
+
+
+def median_latency(model: ov.Model, reference: ov.CompiledModel) -> Latency:
+    """The middle one of several compilations: of equal graphs one in eight was seen to run 17 % slower, whatever its weights.
+
+    Each is measured by itself: of several models the middle one meets a colder cache.
+    """
+    found = [measure([compile_model(model, TARGET)], reference, 1.0)[0] for _ in range(COMPILATIONS)]
+    return sorted(found, key=lambda latency: latency.ratio)[COMPILATIONS // 2]
 
 
 def file_bytes(model: ov.Model) -> int:
