@@ -21,7 +21,7 @@ from autocompress.strategy.mutation import silence_optuna
 from autocompress.strategy.prospect import Limits
 from autocompress.strategy.sampler import SurrogateSampler
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # the last: it has a module of models too
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "search_benchmark"))
 from replay import hypervolume
 from synthetic_search import BUDGET, ORIGINAL, WORST_DROP, Problem
