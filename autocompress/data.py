@@ -9,7 +9,7 @@ The inputs of a batch are a tuple (positional) or a dict (by name); the first di
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,11 @@ def map_arrays(value: Any, change: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(map_arrays(item, change) for item in value)
     return change(value)
+
+
+def as_prediction(outputs: Sequence[Any]) -> Any:
+    """A model's outputs as a metric takes them: one by itself, several as a tuple."""
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

@@ -46,7 +46,7 @@ LAYERS = [
 # Package → the modules that may import it, wherever in the module the import stands.
 CONFINED = {
     "torch": ["frameworks.torch"],
-    "safetensors": ["frameworks.torch", "frameworks.keras"],
+    "safetensors": ["frameworks.torch", "frameworks.keras", "frameworks.weights_file"],
     "keras": ["frameworks.keras"],
     "tensorflow": ["frameworks.keras"],
     "openvino": [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.data import Inputs, join
+from autocompress.data import Inputs, as_prediction, join
 from autocompress.errors import HopelessError, TaskError
 from autocompress.task import Task
 
@@ -61,5 +61,5 @@ class Prospects:
         return self.predicted(model, (batch.inputs for batch in self.batches))
 
     def _score(self, outputs: list[Any]) -> float:
-        predictions = outputs[0] if len(outputs) == 1 else tuple(outputs)
+        predictions = as_prediction(outputs)
         return self.task.scorer.gain(self.task.scorer(predictions, join([batch.targets for batch in self.batches])))

@@ -5,7 +5,9 @@ A label has one class id per element; 0 is "no channel". It is kept small: its s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from autocompress.frameworks.classes import Classes, Ids
 
@@ -45,3 +47,42 @@ def united(classes: Classes, label: Ids, axes: Sequence[int]) -> Ids:
     one: Ids = label.max(axes, keepdims=True)
     classes.join(label, one)
     return one
+
+
+def combined(classes: Classes, operands: Iterable[tuple[Ids | None, Sequence[int]]], ndim: int) -> Ids | None:
+    """The label of what is computed element by element: the operands' labels can only go together.
+
+    Args:
+        classes: where that is noted.
+        operands: label and shape of each.
+        ndim: dimensions of the result.
+    """
+    first, *others = sorted(operands, key=lambda operand: operand[0] is None)
+    if first[0] is None:
+        return None
+    result, shape = aligned(first[0], ndim), _aligned_shape(first[1], ndim)
+    for own, own_shape in others:
+        size = _aligned_shape(own_shape, ndim)
+        label = None if own is None else aligned(own, ndim)
+        grown = [a for a in range(ndim) if shape[a] == 1 < size[a] and label is not None and varies(label, a)]
+        broadcast = any(varies(result, axis) and size[axis] == 1 for axis in range(ndim))
+        if label is None:
+            if any(varies(result, axis) and size[axis] > 1 for axis in range(ndim)):
+                classes.freeze(result, "its channels meet values that do not follow them")
+        elif grown and not broadcast:
+            classes.freeze(result, "its channels are broadcast")
+            result = label
+        elif broadcast:
+            classes.freeze(label, "its channels are broadcast")
+            if grown:
+                classes.freeze(result, "its channels are broadcast")
+        else:
+            classes.join(result, label)
+            result = np.maximum(result, label)
+        shape = [max(a, b) for a, b in zip(shape, size, strict=True)]
+    return compressed(result)
+
+
+def _aligned_shape(shape: Sequence[int], ndim: int) -> list[int]:
+    """The shape with ones in front, as broadcasting adds them."""
+    return [1] * (ndim - len(shape)) + list(shape)

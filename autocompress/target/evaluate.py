@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from autocompress.data import Inputs, Split, join, rebatched
+from autocompress.data import Inputs, Split, as_prediction, join, rebatched
 from autocompress.errors import ConversionError
 from autocompress.metrics import Metric
 
@@ -43,8 +43,7 @@ def predict(compiled: ov.CompiledModel, batches: Any) -> Any:
         results.append([])
         queue.start_async(feed(compiled, inputs), (index, real))
     queue.wait_all()
-    outputs = tuple(join([result[i] for result in results]) for i in range(len(compiled.outputs)))
-    return outputs[0] if len(outputs) == 1 else outputs
+    return as_prediction([join([result[i] for result in results]) for i in range(len(compiled.outputs))])
 
 
 def feed(compiled: ov.CompiledModel, inputs: Inputs) -> dict[int, Any]:

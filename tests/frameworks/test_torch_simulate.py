@@ -13,9 +13,17 @@ from torch import nn
 
 import autocompress as ac
 from autocompress import grids
+from autocompress.frameworks.calibrating import calibrating
 from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY
-from autocompress.frameworks.torch.simulate import calibrating, input_ranges, set_progress, settle, share_binary_scales, simulate
+from autocompress.frameworks.torch.simulate import (
+    input_ranges,
+    set_progress,
+    settle,
+    share_binary_scales,
+    simulate,
+    simulated_inputs,
+)
 from autocompress.frameworks.torch.weights import LEARNED_BITS, SimulatedWeight
 
 IMAGES = models.digits()["valid"][0][:16]
@@ -274,7 +282,7 @@ def test_only_inputs_that_have_seen_a_batch_have_a_range() -> None:
 def test_calibration_averages_its_batches_in_whatever_mode(bits: int) -> None:
     model = models.build("conv")
     simulate(model, ac.Policy({}, {"conv1": ac.LayerPolicy(8, bits)}))
-    with torch.no_grad(), calibrating(model.eval()):
+    with torch.no_grad(), calibrating(simulated_inputs(model.eval())):
         model(IMAGES)
         model(2 * IMAGES)
     once, twice = (SimulatedInput(bits).train() for _ in range(2))

@@ -20,9 +20,9 @@ from autocompress.errors import ConversionError
 from autocompress.frameworks.keras.graph import heavy_layers
 from autocompress.frameworks.keras.kernels import kernel_of
 from autocompress.frameworks.keras.nodes import as_argument
-from autocompress.target.precision import COPY_MARK, HEAVY_OPERATIONS
+from autocompress.target.layer_names import LAYER_TAG, name_layers
+from autocompress.target.precision import HEAVY_OPERATIONS
 
-LAYER_TAG = "autocompress_layer"
 KERNEL = "autocompress_kernel_"
 """Begins the name of an input that is a kernel."""
 MOVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Convert")
@@ -52,7 +52,7 @@ def convert(model: keras.Model, example: Inputs) -> ov.Model:
         apply_moc_transformations(converted, cf=False, smart_reshape=True)
     except Exception as error:  # a user's layers can do anything
         raise ConversionError(f"OpenVINO cannot convert the model: {type(error).__name__}: {error}") from error
-    _name_layers(converted)
+    name_layers(converted)
     return converted
 
 
@@ -118,14 +118,3 @@ def _fill_in_kernels(model: ov.Model, kernels: Sequence[Any]) -> None:
 
 def _index_of(parameter: ov.Node) -> int:
     return int(parameter.output(0).get_any_name().removeprefix(KERNEL))
-
-
-def _name_layers(model: ov.Model) -> None:
-    """Rename the tagged nodes; a layer that is called again gets a mark and a number."""
-    calls: dict[str, int] = {}
-    for node in model.get_ordered_ops():
-        info = node.get_rt_info()
-        if node.get_type_name() in HEAVY_OPERATIONS and LAYER_TAG in info:
-            layer = str(info[LAYER_TAG].value)
-            calls[layer] = calls.get(layer, 0) + 1
-            node.set_friendly_name(layer if calls[layer] == 1 else f"{layer}{COPY_MARK}{calls[layer]}")

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.data import Inputs
+from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, SharedTraining, TuneSettings
 from autocompress.frameworks.keras.backends import converted
@@ -139,8 +139,7 @@ class KerasFramework:
 
     def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
         """The simulation's outputs for batches of inputs."""
-        outputs = predicted(candidate.model, batches)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return as_prediction(predicted(candidate.model, batches))
 
     def save(self, candidate: Candidate, path: Path) -> None:
         """Write the candidate's weights as safetensors."""

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import keras
-import numpy as np
 
 from autocompress.frameworks.base import Progress, TuneSettings
+from autocompress.frameworks.gradual import FallingSilent
 from autocompress.frameworks.keras.finetune import Trainer, make_repeatable, teacher_of
 from autocompress.frameworks.keras.graph import rebuild
 from autocompress.frameworks.keras.prune import remove_channels, silence
 from autocompress.frameworks.keras.pruning import Pruning
-from autocompress.frameworks.schedule import gradual_epochs, silent_channels
+from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.task import Task
 
 
@@ -44,15 +44,10 @@ def prune_gradually(
     model = rebuild(original, lambda name, layer: None)
     make_repeatable(model, settings.seed)
     trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings)), teacher_of(original))
-    scores = pruning.scores("l2")
-    order = {name: [channels[i] for i in np.argsort(scores[name][list(channels)])] for name, channels in removed.items()}
-
-    def silent(name: str, fraction: float) -> int:
-        return silent_channels(pruning.groups[name].channels, len(order[name]), fraction, settings.pruning_schedule)
+    silent = FallingSilent(pruning, removed, settings.pruning_schedule)
 
     def fall_silent() -> None:
-        fraction = min(trainer.done / trainer.steps, 1.0)
-        silence(model, pruning.groups, {name: channels[: silent(name, fraction)] for name, channels in order.items()})
+        silence(model, pruning.groups, silent.at(min(trainer.done / trainer.steps, 1.0)))
 
     trainer.run(progress, fall_silent)
     return remove_channels(model, pruning.groups, removed)

@@ -9,9 +9,9 @@ import numpy as np
 
 from autocompress.frameworks.channels import Role
 from autocompress.frameworks.classes import Classes, Ids
-from autocompress.frameworks.keras.labels import along, compressed, united, varies
 from autocompress.frameworks.keras.layers import DEPTHWISE, TRANSPOSED, einsum_letters
 from autocompress.frameworks.keras.rules import Call, Result, Rules, Value, channel_axis
+from autocompress.frameworks.labels import along, compressed, united, varies
 
 NORMS = (
     keras.layers.BatchNormalization,

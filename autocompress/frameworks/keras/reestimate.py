@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from autocompress.frameworks.calibrating import calibrating
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
-from autocompress.frameworks.keras.simulate import calibrating, has_unseen_inputs, simulated_inputs
+from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
 
 BATCH_NORM_BATCHES = 25
@@ -36,7 +37,7 @@ def calibrate_ranges(task: Task, model: keras.Model) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
     if not has_unseen_inputs(model):
         return
-    with calibrating(model):
+    with calibrating(simulated_inputs(model).values()):
         for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
             call(model, arrays(batch.inputs))
 

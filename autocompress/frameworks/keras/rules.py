@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from autocompress.frameworks.classes import Classes, Ids
-from autocompress.frameworks.keras.labels import aligned, compressed, united, varies
 from autocompress.frameworks.keras.names import ACTIVATIONS, MIXES, MOVES, POINTWISE, POOLS, SIZED
+from autocompress.frameworks.labels import combined, compressed, united, varies
 
 MIXING_ACTIVATIONS = ("log_softmax", "softmax", "sparsemax")
 
@@ -106,30 +106,7 @@ class Rules:
 
     def combined(self, operands: Iterable[Value], ndim: int) -> Ids | None:
         """Element by element, labels can only go together."""
-        first, *others = sorted(operands, key=lambda value: value.label is None)
-        if first.label is None:
-            return None
-        result, shape = aligned(first.label, ndim), _aligned_shape(first, ndim)
-        for value in others:
-            size = _aligned_shape(value, ndim)
-            label = None if value.label is None else aligned(value.label, ndim)
-            grown = [a for a in range(ndim) if shape[a] == 1 < size[a] and label is not None and varies(label, a)]
-            broadcast = any(varies(result, axis) and size[axis] == 1 for axis in range(ndim))
-            if label is None:
-                if any(varies(result, axis) and size[axis] > 1 for axis in range(ndim)):
-                    self.classes.freeze(result, "its channels meet values that do not follow them")
-            elif grown and not broadcast:
-                self.classes.freeze(result, "its channels are broadcast")
-                result = label
-            elif broadcast:
-                self.classes.freeze(label, "its channels are broadcast")
-                if grown:
-                    self.classes.freeze(result, "its channels are broadcast")
-            else:
-                self.classes.join(result, label)
-                result = np.maximum(result, label)
-            shape = [max(a, b) for a, b in zip(shape, size, strict=True)]
-        return compressed(result)
+        return combined(self.classes, ((value.label, value.shape) for value in operands), ndim)
 
     def _pointwise(self, call: Call) -> Result:
         return [self.combined(call.operands, len(call.shapes[0]))]
@@ -272,7 +249,3 @@ def spread(key: Any, ndim: int) -> list[Any]:
     before = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
     after = parts[before + 1 :]
     return [*parts[:before], *[slice(None)] * (ndim - before - len(after)), *after]
-
-
-def _aligned_shape(value: Value, ndim: int) -> list[int]:
-    return [1] * (ndim - value.ndim) + list(value.shape)

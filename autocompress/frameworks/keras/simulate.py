@@ -5,8 +5,6 @@ Each simulated layer stands inside a wrapper of its name. `settle` writes the tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -100,19 +98,6 @@ def share_binary_scales(model: keras.Model, shared: bool) -> None:
     for layer in _simulated_layers(model).values():
         if layer.weight is not None and layer.weight.bits == 1:
             layer.weight.shared_scale.assign(shared)
-
-
-@contextmanager
-def calibrating(model: keras.Model) -> Iterator[None]:
-    """Within it, every input's range is observed in whatever mode. The model has to run eagerly."""
-    quantizers = simulated_inputs(model).values()
-    for quantizer in quantizers:
-        quantizer.is_calibrating = True
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.is_calibrating = False
 
 
 def has_unseen_inputs(model: keras.Model) -> bool:

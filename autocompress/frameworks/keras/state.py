@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from autocompress.errors import ModelError
 from autocompress.frameworks.keras.graph import layers_by_name
 from autocompress.frameworks.keras.simulate import simulated_inputs
+from autocompress.frameworks.weights_file import read_tensors, write_whole
 
 UNSAID = ("name", "trainable", "dtype", "quantization_config", "seed")
 """Settings that do not change which weights a layer takes, and what it does with them."""
@@ -21,12 +21,8 @@ UNSAID_ENDS = ("_initializer", "_regularizer", "_constraint")
 
 def save_weights(model: keras.Model, path: Path) -> None:
     """Write all variables of the layers as safetensors, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        temporary.write_bytes(save({name: keras.ops.convert_to_numpy(v) for name, v in _variables(model).items()}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stored = save({name: keras.ops.convert_to_numpy(variable) for name, variable in _variables(model).items()})
+    write_whole(path, lambda place: place.write_bytes(stored))
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
@@ -35,10 +31,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     Raises:
         ModelError: the file is missing, damaged, or of another model.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError("A weights file is complete safetensors", f"{path}: {error}", "Export the model again.") from error
+    stored = read_tensors(path, load_file)
     variables = _variables(model)
     wrong = [
         name

@@ -17,11 +17,11 @@ from autocompress.frameworks.channels import Axis, ChannelGroup, Role, Traced, e
 from autocompress.frameworks.classes import Classes, Ids
 from autocompress.frameworks.keras.expand import traced_composite
 from autocompress.frameworks.keras.graph import HEAVY, layers_by_name
-from autocompress.frameworks.keras.labels import varies
 from autocompress.frameworks.keras.layer_rules import NORMS, LayerRules
 from autocompress.frameworks.keras.layers import arrays
 from autocompress.frameworks.keras.nodes import walk
 from autocompress.frameworks.keras.rules import Call, Result, Rules, Value
+from autocompress.frameworks.labels import varies
 
 LARGEST_WEIGHT = 1_000_000
 """Elements of a weight of a user's own layer that are labelled one by one."""

@@ -20,9 +20,9 @@ from autocompress.errors import ConversionError
 from autocompress.frameworks.torch.calls import unfused
 from autocompress.frameworks.torch.layers import quiet
 from autocompress.frameworks.torch.vanish import Vanished
-from autocompress.target.precision import COPY_MARK, HEAVY_OPERATIONS
+from autocompress.target.layer_names import LAYER_TAG, name_layers
+from autocompress.target.precision import HEAVY_OPERATIONS
 
-LAYER_TAG = "autocompress_layer"
 UNCHECKED = {"check_trace": False}
 """The check runs the model three times more, which took as long as all else of a conversion."""
 _SCOPE = re.compile(r"__module\.(?P<module>[^/]+)/")
@@ -49,7 +49,7 @@ def convert(model: nn.Module, example: Any) -> ov.Model:
         apply_moc_transformations(converted, cf=False, smart_reshape=True)
     except Exception as error:  # the decoder traces arbitrary user code
         raise ConversionError(f"OpenVINO cannot convert the model: {type(error).__name__}: {error}") from error
-    _name_layers(converted)
+    name_layers(converted)
     if any(isinstance(module, Vanished) for module in model.modules()):
         _fold_constants(converted)
     return converted
@@ -84,14 +84,3 @@ def _tag_layers(model: ov.Model) -> None:
         scope = _SCOPE.match(node.get_friendly_name())
         if node.get_type_name() in HEAVY_OPERATIONS and scope:
             node.get_rt_info()[LAYER_TAG] = scope["module"]
-
-
-def _name_layers(model: ov.Model) -> None:
-    """Rename the tagged nodes; a module that is called again gets a mark and a number."""
-    calls: dict[str, int] = {}
-    for node in model.get_ordered_ops():
-        info = node.get_rt_info()
-        if node.get_type_name() in HEAVY_OPERATIONS and LAYER_TAG in info:
-            layer = str(info[LAYER_TAG].value)
-            calls[layer] = calls.get(layer, 0) + 1
-            node.set_friendly_name(layer if calls[layer] == 1 else f"{layer}{COPY_MARK}{calls[layer]}")

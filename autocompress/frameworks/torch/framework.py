@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
-from autocompress.data import Inputs
+from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.schedule import gradual_epochs, part
@@ -120,8 +120,7 @@ class TorchFramework:
 
     def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
         """The simulation's outputs for batches of inputs."""
-        outputs = predicted(candidate.model, batches)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return as_prediction(predicted(candidate.model, batches))
 
     def save(self, candidate: Candidate, path: Path) -> None:
         """Write the candidate's weights as safetensors."""

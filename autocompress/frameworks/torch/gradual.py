@@ -9,13 +9,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.channels import removed_slices
-from autocompress.frameworks.schedule import gradual_epochs, silent_channels
+from autocompress.frameworks.gradual import FallingSilent
+from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
@@ -40,24 +40,15 @@ def prune_gradually(
     model: nn.Module = copy.deepcopy(task.model)
     teacher = copy.deepcopy(task.model).eval()
     trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings)), teacher)
-    order = _least_important_first(pruning, removed)
+    silent = FallingSilent(pruning, removed, settings.pruning_schedule)
 
     def silence() -> None:
-        fraction = min(trainer.done / trainer.steps, 1.0)
-        gone = {name: channels[: silent(name, fraction)] for name, channels in order.items()}
+        gone = silent.at(min(trainer.done / trainer.steps, 1.0))
         with torch.no_grad():
             for (tensor, axis), indices in removed_slices(pruning.groups, gone, ("reads",)).items():
                 weight = model.get_parameter(tensor)
                 weight.index_fill_(axis, torch.from_numpy(indices).to(weight.device), 0)
 
-    def silent(name: str, fraction: float) -> int:
-        return silent_channels(pruning.groups[name].channels, len(order[name]), fraction, settings.pruning_schedule)
-
     trainer.run(progress, silence)
     remove_channels(model, pruning.groups, removed, pruning.proof.follow)
     return model
-
-
-def _least_important_first(pruning: Pruning, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    scores = pruning.scores("l2")
-    return {name: [channels[i] for i in np.argsort(scores[name][list(channels)])] for name, channels in removed.items()}

@@ -33,11 +33,6 @@ def varies(label: torch.Tensor, axis: int) -> bool:
     return label.shape[axis] > 1
 
 
-def aligned(label: torch.Tensor, ndim: int) -> torch.Tensor:
-    """The label with dimensions of size 1 in front, as broadcasting adds them."""
-    return label.reshape(*[1] * (ndim - label.ndim), *label.shape)
-
-
 def united(classes: Classes, label: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     """The label after its elements along some axes were mixed with each other: they can only go together."""
     axes = [axis % label.ndim for axis in axes if label.ndim]

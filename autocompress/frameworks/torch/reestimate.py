@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from autocompress.frameworks.calibrating import calibrating
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import call, device_of, tensors
-from autocompress.frameworks.torch.simulate import calibrating, forget_ranges, has_coarse_inputs, has_unseen_inputs
+from autocompress.frameworks.torch.simulate import forget_ranges, has_coarse_inputs, has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
 
 BATCH_NORM_BATCHES = 25
@@ -37,7 +38,7 @@ def calibrate_ranges(task: Task, model: nn.Module) -> None:
         return
     device = device_of(model)
     model.eval()
-    with torch.no_grad(), calibrating(model):
+    with torch.no_grad(), calibrating(simulated_inputs(model)):
         for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
             call(model, tensors(batch.inputs, device))
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from autocompress.frameworks.classes import Classes
-from autocompress.frameworks.torch.labels import aligned, compressed, united, varies
+from autocompress.frameworks.labels import combined
+from autocompress.frameworks.torch.labels import compressed, united, varies
 
 Labelled = list[tuple[torch.Tensor, torch.Tensor | None]]
 """The tensors of an operation, each with its label."""
@@ -164,31 +165,9 @@ class Rules:
 
     def _combined(self, tensors: Labelled, ndim: int) -> torch.Tensor | None:
         """Element by element, labels can only go together."""
-        tensors = sorted(tensors, key=lambda pair: pair[1] is None)
-        result = tensors[0][1]
-        if result is None:
-            return None
-        result, shape = aligned(result, ndim), aligned_shape(tensors[0][0], ndim)
-        for tensor, label in tensors[1:]:
-            size = aligned_shape(tensor, ndim)
-            label = None if label is None else aligned(label, ndim)
-            grown = [a for a in range(ndim) if shape[a] == 1 < size[a] and label is not None and varies(label, a)]
-            broadcast = any(varies(result, axis) and size[axis] == 1 for axis in range(ndim))
-            if label is None:
-                if any(varies(result, axis) and size[axis] > 1 for axis in range(ndim)):
-                    self.classes.freeze(result, "its channels meet values that do not follow them")
-            elif grown and not broadcast:
-                self.classes.freeze(result, "its channels are broadcast")
-                result = label
-            elif broadcast:
-                self.classes.freeze(label, "its channels are broadcast")
-                if grown:
-                    self.classes.freeze(result, "its channels are broadcast")
-            else:
-                self.classes.join(result, label)
-                result = torch.maximum(*torch.broadcast_tensors(result, label))
-            shape = [max(a, b) for a, b in zip(shape, size, strict=True)]
-        return compressed(result)
+        operands = ((None if label is None else label.numpy(), tensor.shape) for tensor, label in tensors)
+        result = combined(self.classes, operands, ndim)
+        return None if result is None else torch.from_numpy(result.copy())
 
     def _mix(self, name: str, func: Any, args: Any, kwargs: Any, tensors: Labelled, outputs: Any) -> Result:
         label = tensors[0][1]
@@ -279,11 +258,6 @@ class Rules:
         shape = [1] * ndim
         shape[axis] = -1
         return tensor.reshape(shape), None if label is None else label.reshape(shape)
-
-
-def aligned_shape(tensor: torch.Tensor, ndim: int) -> list[int]:
-    """The tensor's shape with ones in front, as broadcasting adds them."""
-    return [1] * (ndim - tensor.ndim) + list(tensor.shape)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.optimize import SHARED_SGD_RATE
 from autocompress.frameworks.torch.pruning import Pruning
+from autocompress.frameworks.weights_file import write_whole
 from autocompress.policy import Policy
 from autocompress.task import Task
 
@@ -87,12 +88,7 @@ class SharedTraining:
             "done": trainer.done,
             "epochs": self.epochs,
         }
-        temporary = path.with_name(f"{path.name}.part")
-        try:
-            torch.save(state, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, lambda place: torch.save(state, place))
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote in a cycle of the same length.

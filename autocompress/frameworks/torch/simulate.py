@@ -7,7 +7,6 @@ into the plain module and takes everything else off again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,33 +58,20 @@ def share_binary_scales(model: nn.Module, shared: bool) -> None:
         weight.shared_scale.fill_(shared)
 
 
-@contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
-    """Within it, every input's range is observed in whatever mode."""
-    quantizers = _simulated_inputs(model)
-    for quantizer in quantizers:
-        quantizer.is_calibrating = True
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.is_calibrating = False
-
-
 def forget_ranges(model: nn.Module) -> None:
     """Let inputs be as if they had seen no batch, but for those whose range was learned."""
-    for quantizer in _simulated_inputs(model):
+    for quantizer in simulated_inputs(model):
         quantizer.forget()
 
 
 def has_coarse_inputs(model: nn.Module) -> bool:
     """True where an input has fewer than 8 bits."""
-    return any(quantizer.bits < 8 for quantizer in _simulated_inputs(model))
+    return any(quantizer.bits < 8 for quantizer in simulated_inputs(model))
 
 
 def has_unseen_inputs(model: nn.Module) -> bool:
     """True where an input's range was not observed yet."""
-    return any(not quantizer.is_seen for quantizer in _simulated_inputs(model))
+    return any(not quantizer.is_seen for quantizer in simulated_inputs(model))
 
 
 def input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -129,7 +115,8 @@ def quantize_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.simulated_input(inputs[0]), *inputs[1:])
 
 
-def _simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
+def simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
+    """The quantizers of all inputs."""
     return [module for module in model.modules() if isinstance(module, SimulatedInput)]
 
 

@@ -6,24 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from autocompress.errors import ModelError
+from autocompress.frameworks.weights_file import read_tensors, write_whole
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, whole or not at all. A tensor with several names is stored under the first."""
     state = model.state_dict()
     first = _first_names(state)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        stored = {name: state[name].contiguous().clone() for name in dict.fromkeys(first.values())}
-        temporary.write_bytes(save(stored))  # save_file lets nobody but the user read the file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stored = save({name: state[name].contiguous().clone() for name in dict.fromkeys(first.values())})
+    write_whole(path, lambda place: place.write_bytes(stored))  # save_file lets nobody but the user read the file
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -32,10 +27,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: the file is missing, damaged, or of another model.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError("A weights file is complete safetensors", f"{path}: {error}", "Export the model again.") from error
+    stored = read_tensors(path, load_file)
     first = _first_names(model.state_dict())
     try:
         model.load_state_dict(stored | {name: stored[owner] for name, owner in first.items() if owner in stored})
