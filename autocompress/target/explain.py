@@ -400,8 +400,9 @@ def _time_ratio(target: Target, whole: Signature, fewer: Signature) -> tuple[flo
 
     What the graphs cost without the layer is taken out; it is small, so it need not be known well.
     """
-    reference = compile_model(layer_graph(fewer), target)
-    (more,) = measure([compile_model(layer_graph(whole), target)], reference, 1.0, STEP_HALF_WIDTH)
+    copies = whole.copies
+    reference = compile_model(layer_graph(fewer, copies), target)
+    (more,) = measure([compile_model(layer_graph(whole, copies), target)], reference, 1.0, STEP_HALF_WIDTH)
     (empty,) = measure([compile_model(layer_graph(fewer, 0), target)], reference, 1.0, 5 * STEP_HALF_WIDTH)
     rest = min(empty.ratio, 0.9)
     return (more.ratio - rest) / (1 - rest), (more.ratio_low - rest) / (1 - rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,10 +12,16 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-COPIES = 4
+MOST_COPIES = 4
 """Of a layer in its graph: enough that the graph's own cost is small beside them, few enough to compile quickly."""
+COPIED_WEIGHTS = 2**20
+"""Of all copies together: more would not be in the caches when they are read, as they are in the model."""
 SEED_CHANNELS = 8
 """Of the graph's input, from which a 1×1 layer makes the input of the timed layers in the layout that the device likes."""
+CHAIN = 8
+"""Layers of the graphs in which tensors go from one precision to the other."""
+CHAIN_CHANNELS, CHAIN_POSITIONS = 64, (14, 14)
+"""Of every tensor in them: it fits the caches, as most tensors of the networks that are searched do."""
 LEVELS = 256
 MACS_PER_WEIGHT = 16
 """Multiply-accumulates that take about as long as fetching one weight."""
@@ -73,6 +80,11 @@ class Signature:
         return self.inputs * self.outputs // self.groups * math.prod(self.kernel)
 
     @property
+    def copies(self) -> int:
+        """How many of the layer are in its graph."""
+        return min(MOST_COPIES, max(1, COPIED_WEIGHTS // self.weights))
+
+    @property
     def work(self) -> int:
         """Roughly what its time goes with, to order layers by: multiply-accumulates, and weights that come from memory."""
         places = self.batch * math.prod(self.positions) // (1 if self.is_transposed else math.prod(self.strides))
@@ -111,7 +123,7 @@ def signature_of(node: ov.Node) -> Signature:
     return Signature(operation, shape[1], outputs, kernel, strides, begin, end, dilations, groups, shape[2:], shape[0])
 
 
-def layer_graph(layer: Signature, copies: int = COPIES) -> ov.Model:
+def layer_graph(layer: Signature, copies: int) -> ov.Model:
     """A graph in which copies of a layer, each with its own weights and a ReLU, read the same input.
 
     Of each copy's output a single position goes on, so what follows costs the same whatever the layer. With no copies it is the
@@ -124,6 +136,33 @@ def layer_graph(layer: Signature, copies: int = COPIES) -> ov.Model:
     joined = ops.concat(corners, 1) if len(corners) > 1 else corners[0]
     head = _channel_mixer(joined, SEED_CHANNELS, layer.integer, generator)
     return ov.Model([head], [parameter], "layer")
+
+
+CHAINS = ((False,) * 2, (True,) * 2, (False, True), (True, False))
+"""Whether the 1×1 and the depthwise layers of a chain are in 8 bits."""
+
+
+def chain_graph(integer: tuple[bool, bool]) -> ov.Model:
+    """1×1 and depthwise layers in turn, the former in 8 bits or not, and the latter."""
+    generator = np.random.default_rng(0)
+    parameter = ops.parameter([1, SEED_CHANNELS, *CHAIN_POSITIONS], np.float32)
+    node = _channel_mixer(_quantized(parameter, integer[1]), CHAIN_CHANNELS, integer[1], generator)
+    for i in range(CHAIN):
+        kernel, pads = ((3, 3), (1, 1)) if i % 2 else ((1, 1), (0, 0))
+        groups = CHAIN_CHANNELS if i % 2 else 1
+        operation = "GroupConvolution" if i % 2 else "Convolution"
+        shape = (CHAIN_CHANNELS, CHAIN_CHANNELS, kernel, (1, 1), pads, pads, (1, 1), groups, CHAIN_POSITIONS, 1)
+        layer = Signature(operation, *shape, integer[i % 2])
+        node = _layer(_quantized(ops.relu(node), layer.integer), layer, generator)
+    head = _channel_mixer(_quantized(_corner(ops.relu(node), layer), integer[1]), SEED_CHANNELS, integer[1], generator)
+    return ov.Model([head], [parameter], "chain")
+
+
+def conversion_time(times: Sequence[float]) -> float:
+    """What an element costs that goes from a float layer to an 8-bit one and back, of the times of CHAINS, in their unit."""
+    floats, integers, one_way, other_way = times
+    elements = CHAIN * CHAIN_CHANNELS * math.prod(CHAIN_POSITIONS)
+    return (one_way + other_way - floats - integers) / elements
 
 
 def _source(layer: Signature, generator: np.random.Generator) -> tuple[ov.Node, ov.Node]:

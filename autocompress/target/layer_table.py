@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ import openvino as ov
 from autocompress.device import Fingerprint, Target
 from autocompress.structure import Structure
 from autocompress.target.cache import cache_folder, key_of, read_json, write_json
-from autocompress.target.layer_graphs import COPIES, Signature, layer_graph, signature_of
+from autocompress.target.layer_graphs import CHAINS, Signature, chain_graph, conversion_time, layer_graph, signature_of
 from autocompress.target.meter import Timer
 from autocompress.target.precision import heavy_nodes
 from autocompress.target.runtime import compile_model
@@ -38,6 +39,8 @@ SMALLEST = 1e-4
 """Of a time, in yardsticks: what remains of a layer that is lost in the noise."""
 VERSION = 1
 """Of the cached numbers; those of another version are absent."""
+CONVERSION = "conversion"
+"""The key of its time, among those of layers."""
 
 Progress = Callable[[float], None]
 """Called with the finished fraction of the table."""
@@ -55,6 +58,7 @@ class LayerTable:
         nodes: layer name → signatures of its nodes in the original, in float. A layer that is called twice has two.
         times: signature → time.
         widths: signature in the original → the widths that were timed.
+        conversion: time of one element that goes from a float layer to an 8-bit one and back.
         seconds: how long it took to build.
         timed: how many graphs were timed and not found in the cache.
     """
@@ -62,6 +66,7 @@ class LayerTable:
     nodes: Mapping[str, tuple[Signature, ...]]
     times: dict[Signature, float]
     widths: Mapping[Signature, Widths]
+    conversion: float
     seconds: float = 0.0
     timed: int = 0
 
@@ -115,12 +120,12 @@ def build_table(
     path = (folder or cache_folder()) / "layers" / f"{key_of(fingerprint)}.json"
     known = _cached(path)
     missing = [layer for key, layer in wanted.items() if key not in known]
-    if missing:
-        times = _timed(missing, fingerprint.target, progress or (lambda fraction: None), most_seconds)
-        known |= {layer.key: seconds for layer, seconds in times.items()}
+    if missing or CONVERSION not in known:
+        times, conversion = _timed(missing, fingerprint.target, progress or (lambda fraction: None), most_seconds)
+        known |= {layer.key: seconds for layer, seconds in times.items()} | {CONVERSION: conversion}
         write_json(path, {"version": VERSION, "times": known})
     entries = {layer: known[key] for key, layer in wanted.items()}
-    return LayerTable(nodes, entries, widths, time.perf_counter() - start, len(missing))
+    return LayerTable(nodes, entries, widths, known[CONVERSION], time.perf_counter() - start, len(missing))
 
 
 def untimed_graphs(graph: ov.Model, structure: Structure, ratios: Mapping[str, Sequence[float]], fingerprint: Fingerprint) -> int:
@@ -187,26 +192,39 @@ def _reachable(
     return {layer: (tuple(sorted(inputs)), tuple(sorted(outputs))) for layer, (inputs, outputs) in found.items()}
 
 
-def _timed(layers: Sequence[Signature], target: Target, progress: Progress, most_seconds: float) -> dict[Signature, float]:
-    """Time of each layer in yardsticks: a graph with copies of it less the same graph without.
+def _timed(
+    layers: Sequence[Signature], target: Target, progress: Progress, most_seconds: float
+) -> tuple[dict[Signature, float], float]:
+    """Time of each layer in yardsticks: a graph with copies of it less the same graph without; and of a converted element."""
+    sources = list({_source(layer): layer for layer in layers}.values())
+    graphs: list[Callable[[], ov.Model]] = [partial(layer_graph, layer, layer.copies) for layer in layers]
+    graphs += [partial(layer_graph, layer, 0) for layer in sources]
+    graphs += [partial(chain_graph, integer) for integer in CHAINS]
+    medians = _medians(graphs, target, progress, most_seconds)
+    empty = {_source(layer): median for layer, median in zip(sources, medians[len(layers) :], strict=False)}
+    times = {
+        layer: max((whole - empty[_source(layer)]) / layer.copies, SMALLEST)
+        for layer, whole in zip(layers, medians, strict=False)
+    }
+    return times, max(conversion_time(medians[-len(CHAINS) :]), 0.0)
+
+
+def _medians(graphs: Sequence[Callable[[], ov.Model]], target: Target, progress: Progress, most_seconds: float) -> list[float]:
+    """Each graph's time in yardsticks.
 
     All graphs are run again and again in turns, so that a phase of other load hits every one of them a little.
     """
     start = time.perf_counter()
-    sources = list({_source(layer): layer for layer in layers}.values())
-    wanted = [*((layer, COPIES) for layer in layers), *((layer, 0) for layer in sources)]
     timers = []
-    for layer, copies in wanted:
-        timers.append(Timer(compile_model(layer_graph(layer, copies), target)))
-        progress(COMPILING * len(timers) / len(wanted))
+    for graph in graphs:
+        timers.append(Timer(compile_model(graph(), target)))
+        progress(COMPILING * len(timers) / len(graphs))
     yard = Timer(yardstick(target))
     rounds: list[list[float]] = []
     while len(rounds) < ROUNDS and (len(rounds) < FEWEST_ROUNDS or time.perf_counter() - start < most_seconds):
         rounds.append(_round(timers, yard))
         progress(COMPILING + (1 - COMPILING) * len(rounds) / ROUNDS)
-    medians = [float(median) for median in np.median(rounds, axis=0)]
-    empty = {_source(layer): median for layer, median in zip(sources, medians[len(layers) :], strict=True)}
-    return {layer: max((whole - empty[_source(layer)]) / COPIES, SMALLEST) for layer, whole in zip(layers, medians, strict=False)}
+    return [float(median) for median in np.median(rounds, axis=0)]
 
 
 def _round(timers: Sequence[Timer], yard: Timer) -> list[float]:

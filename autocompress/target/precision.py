@@ -302,7 +302,25 @@ def _float_names(converted: Converted, policy: Policy) -> list[str]:
         if node.get_type_name() in RECURRENT_OPERATIONS:
             names.append(node.get_friendly_name())
             converted.note(f"{node.get_friendly_name()}: a recurrent cell ({node.get_type_name()}) stays in float")
-    return names
+    return [*dict.fromkeys([*names, *_after_float_layers(converted.model, policy)])]
+
+
+def _after_float_layers(model: ov.Model, policy: Policy) -> list[str]:
+    """Operations without weights that compute from what float layers give, and from nothing that an integer layer gives.
+
+    NNCF would quantize sums, pooling, means and attention there too, and the conversions cost more than the integers save.
+    """
+    integer = {
+        node.get_friendly_name(): policy.layer(name).is_integer for name, nodes in heavy_nodes(model).items() for node in nodes
+    }
+    sources: dict[str, frozenset[bool]] = {}
+    """Node → whether the layers that it computes from are integer ones."""
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        met = (sources[value.get_node().get_friendly_name()] for value in node.input_values())
+        sources[name] = frozenset({integer[name]}) if name in integer else frozenset().union(*met)
+    results = {result.get_friendly_name() for result in model.get_results()}
+    return [name for name, met in sources.items() if met == {False} and name not in integer and name not in results]
 
 
 def _put_constants_second(model: ov.Model) -> None:

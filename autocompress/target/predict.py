@@ -29,21 +29,22 @@ class Prior:
 
 
 COMMON_FEATURES = {
-    "float layers": Prior(0.9, 0.4),
-    "8-bit layers": Prior(0.9, 0.4),
+    "float layers": Prior(0.9, 0.2),
+    "8-bit layers": Prior(0.9, 0.2),
     "constant": Prior(0.1, 0.1),
-    "to 8 bits": Prior(0.1, 0.1),
-    "to float": Prior(0.0, 0.1),
-    "sum to float": Prior(0.2, 0.2),
-    "float into sum": Prior(0.1, 0.2),
-    "8 bits into float sum": Prior(0.1, 0.2),
+    "to 8 bits": Prior(0.8, 0.3),
+    "to float": Prior(0.1, 0.3),
+    "sum to float": Prior(2.0, 1.0),
+    "float into sum": Prior(0.5, 0.7),
+    "8 bits into float sum": Prior(0.5, 0.7),
 }
 """Only where fitting begins: the table's sum is most of the latency, and what moves between layers costs a little.
 
-A sum is computed by the layer that is finished last. An 8-bit layer that adds a shortcut for a float reader works in FP32 there:
-the shortcut is converted to it, and the result back. That was seen to cost more than every other conversion.
+Conversions are in units of the one that the table holds. A sum is computed by the layer that is finished last. An 8-bit layer
+that adds a shortcut for a float reader works in FP32 there: the shortcut is converted to it, and the result back. That was seen
+to cost more than every other conversion.
 """
-OWN = 0.15
+OWN = 0.1
 """How far one kind of layer may lie from all layers of its precision."""
 NOISE = 0.05
 """Of a measured ratio, relative: how closely observations are to be met."""
@@ -172,7 +173,6 @@ class Predictor:
         self._kinds = {kind: i for i, kind in enumerate(dict.fromkeys(s for found in table.nodes.values() for s in found))}
         self._memory: dict[tuple[str, int, int, bool], list[tuple[int, float]]] = {}
         self._unit = sum(time for name in table.nodes for _, time in self._times(name, 0, 0, False))
-        self._moved = max(1, sum(edge.elements for edge in self._edges))
         self._rows = [self.features(Policy())]
         self._ratios = [1.0]
         self._noise = [NOISE_OF_ORIGINAL]
@@ -181,7 +181,7 @@ class Predictor:
     def features(self, policy: Policy) -> NDArray[np.float64]:
         """What the latency is linear in: the COMMON_FEATURES, then the table's time of each kind of layer in float and in 8 bits.
 
-        Times are relative to the table's sum for the original, converted elements to those of all tensors that layers read.
+        Times, those of converted elements as well, are relative to the table's sum for the original.
         """
         layers = policy.layers
         inputs, outputs = (
@@ -252,11 +252,11 @@ class Predictor:
         return self._memory[key]
 
     def _conversions(self, batch: Batch) -> NDArray[np.float64]:
-        """Elements of each kind of conversion in COMMON_FEATURES, relative to all that layers read, (n, kinds)."""
+        """The table's time for the elements of each kind of conversion in COMMON_FEATURES, (n, kinds)."""
         found = np.zeros((5, batch.count))
         for edge in self._edges:
             whole = self._table.nodes[edge.readers[0]][0].inputs
-            elements = edge.elements * (1 - batch.lost_inputs(edge.readers[0]) / whole) / self._moved
+            elements = edge.elements * (1 - batch.lost_inputs(edge.readers[0]) / whole)
             readers = np.stack([batch.integer[name] for name in edge.readers])
             is_integer = batch.is_integer(edge.producer)
             shortcuts = np.sum([batch.is_integer(name) for name in edge.joined], axis=0) + np.zeros(batch.count)
@@ -266,7 +266,7 @@ class Predictor:
             found[2] += elements * to_float * bool(edge.joined)
             found[3] += elements * is_integer * (len(edge.joined) - shortcuts)
             found[4] += elements * ~is_integer * shortcuts
-        return found.T
+        return found.T * (self._table.conversion / self._unit)
 
     def _fitted(self) -> NDArray[np.float64]:
         """The most probable slopes under relative noise; errors count relative to the measured ratio."""

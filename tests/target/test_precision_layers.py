@@ -16,6 +16,7 @@ from torch import nn
 import autocompress as ac
 from autocompress.device import Target
 from autocompress.frameworks.torch.convert import convert
+from autocompress.policy import FLOAT, Bits
 from autocompress.target.executed import kernels
 from autocompress.target.precision import Converted, LayerGrid, heavy_nodes, place_precision, weight_port
 from autocompress.target.runtime import compile_model
@@ -171,6 +172,30 @@ def test_layers_that_read_one_value_on_one_range_share_its_coarse_quantizer() ->
     model = place_precision(converted, policy, [(np.zeros((1, 16, 8, 8), np.float32),)])
     coarse = [node for node in model.get_ops() if node.get_attributes().get("levels") == 16]
     assert len(coarse) == 1
+
+
+@pytest.mark.parametrize("first", [FLOAT, 8])
+def test_what_float_layers_give_is_pooled_and_added_in_float(first: Bits) -> None:
+    x = ops.parameter([1, 16, 8, 8], np.float32)
+    x.output(0).set_names({"x"})
+    codes, weight = on_grid((16, 16, 3, 3), (0,))
+    stem, block = (convolution(ops.convolution, 2)(x, ops.constant(weight)) for _ in range(2))
+    total = ops.add(stem, block)
+    mean = ops.reduce_mean(total, ops.constant(np.array([2, 3])), False)
+    classes, last = on_grid((10, 16), (0,))
+    head = ops.matmul(mean, ops.constant(last), False, True)
+    for name, node in {"stem": stem, "block": block, "head": head, "sum": total, "mean": mean}.items():
+        node.set_friendly_name(name)
+    layers = {"stem": ac.LayerPolicy(first, first), "block": ac.LayerPolicy(first, first), "head": ac.LayerPolicy(8, 8)}
+    grids = {"stem": LayerGrid(codes, 4), "block": LayerGrid(codes, 4), "head": LayerGrid(classes, 4)}
+    converted = Converted(ov.Model([ops.result(head)], [x]), {name: grids[name] for name in grids if layers[name].is_integer})
+    model = place_precision(converted, ac.Policy({}, layers), [(np.ones((1, 16, 8, 8), np.float32),)])
+    quantized = {
+        name: any(value.get_node().get_type_name() == "FakeQuantize" for value in node.input_values())
+        for node in model.get_ordered_ops()
+        if (name := node.get_friendly_name()) in {"sum", "mean", "head"}
+    }
+    assert quantized == {"sum": first == 8, "mean": first == 8, "head": True}
 
 
 class Recurrent(nn.Module):

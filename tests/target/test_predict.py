@@ -59,7 +59,7 @@ def made_up_table(graph: ov.Model) -> LayerTable:
         for n, m, integer in itertools.product(range(1, layer.inputs + 1), range(1, layer.outputs + 1), (False, True)):
             if layer.inputs % layer.groups == 0 and (n == m or not layer.is_depthwise):
                 times[layer.at(n, m, integer)] = n * m / 256 / (1 + integer) + 0.1
-    return LayerTable(nodes, times, {})
+    return LayerTable(nodes, times, {}, 1e-5)
 
 
 def test_a_signature_says_what_a_layer_is() -> None:
@@ -90,7 +90,7 @@ def test_the_graph_of_a_layer_holds_the_layer(kind: str) -> None:
 def test_an_integer_layer_is_timed_in_an_integer_kernel(name: str) -> None:
     layer = signatures("separable")[name]
     for integer in (False, True):
-        graph = layer_graph(layer.at(16, layer.outputs, integer))
+        graph = layer_graph(layer.at(16, layer.outputs, integer), 4)
         names = [node.get_friendly_name() for nodes in heavy_nodes(graph).values() for node in nodes]
         running = kernels(compile_model(graph, ac.Target()), names)
         assert [kernel.is_integer for kernel in running.values()].count(True) >= (4 if integer else 0)
@@ -140,7 +140,7 @@ def test_widths_between_are_interpolated() -> None:
     layer = signatures("conv")["conv2"]
     corners = {(8, 12): 1.0, (8, 24): 3.0, (16, 12): 2.0, (16, 24): 6.0}
     times = {layer.at(*widths, False): value for widths, value in corners.items()}
-    table = LayerTable({"conv2": (layer,)}, times, {layer: ((8, 16), (12, 24))})
+    table = LayerTable({"conv2": (layer,)}, times, {layer: ((8, 16), (12, 24))}, 0.0)
     assert table.time(layer, 12, 18, False) == pytest.approx((1 + 3 + 2 + 6) / 4)
     assert table.time(layer, 16, 15, False) == pytest.approx(3)
 
