@@ -37,7 +37,7 @@ COMPILING = 0.6
 """Share of the progress, roughly."""
 SMALLEST = 1e-4
 """Of a time, in yardsticks: what remains of a layer that is lost in the noise."""
-VERSION = 1
+VERSION = 2
 """Of the cached numbers; those of another version are absent."""
 CONVERSION = "conversion"
 """The key of its time, among those of layers."""
