@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -117,6 +118,7 @@ def search(
 
 
 def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry_run: bool, as_json: bool) -> None:
+    started = monotonic()
     from autocompress.config import load_config
     from autocompress.task import absolute_reference, load_task
 
@@ -140,7 +142,7 @@ def _search(overrides: dict[str, Any], config: Path | None, *, resume: bool, dry
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     try:
         with watcher.live():
-            result = run_search(task, settings, resume=resume, watcher=watcher)
+            result = run_search(task, settings, resume=resume, watcher=watcher, started=started)
     except KeyboardInterrupt:
         errors.print(
             f"\nInterrupted. What is in {settings.out} is complete. Go on with:\n"

@@ -14,6 +14,7 @@ AutocompressError
 │   ├── ConversionError  the model could not be turned into the IR that the policy asks for
 │   ├── DivergedError    the loss became NaN or infinite
 │   └── HopelessError    after its first epoch a candidate had learned hardly anything
+├── OutOfTimeError       a time limit passed in the middle of a trial, which a resumed run goes on with
 └── DiskFullError        the run folder's disk is full; the search stops with the best so far complete
 """
 
@@ -81,6 +82,10 @@ class DivergedError(StageError):
 
 class HopelessError(StageError):
     """Fine-tuning was ended early, because it led nowhere."""
+
+
+class OutOfTimeError(AutocompressError):
+    """The time limit of a run passed while something was still at work."""
 
 
 class DiskFullError(AutocompressError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ MAX_IDLE = 300
 
 MOST_MEASURED, MEASURED_SHARE = 8, 0.15
 """Proposals whose latency is measured before one of them is fine-tuned, and the share of a fine-tuning that this may cost."""
+UNIFORM_SHARE = 1 / 3
+"""Of the time that is left, for the uniformly pruned baselines."""
 LOOKED_AT = (Stage.COMPRESS, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
 
 
@@ -45,7 +48,8 @@ def search(
         task: a Task, or the path of a file that holds one.
         latency_budget: for example "0.25ms", "50%" (of the original) or "70% of int8".
         max_trials: candidates to score; over-budget ones end early and are not counted.
-        max_time: for example "8m", final measurement included. Without either limit the search makes 40 trials.
+        max_time: for example "8m", from this call to its end: loading a task file, preparations and the final measurement
+            included. Without either limit the search makes 40 trials.
         out: the run folder.
         resume: go on with the run in `out`, if there is one.
         watcher: told of progress; by default it is printed.
@@ -55,21 +59,32 @@ def search(
         UserError: something that was given cannot be used; nothing was changed.
         DiskFullError: the disk is full; the run folder is complete and can be resumed.
     """
+    started = time.monotonic()
     data = {"out": str(out), "budget": latency_budget, "max_trials": max_trials, "max_time": max_time, **options}
     if isinstance(task, str | Path):
         data["task"] = absolute_reference(str(task))
         task = load_task(task)
     config = validated(SearchConfig, {key: value for key, value in data.items() if value is not None})
     if watcher is not None:
-        return run_search(task, config, resume=resume, watcher=watcher)
+        return run_search(task, config, resume=resume, watcher=watcher, started=started)
     with printing() as shown:
-        return run_search(task, config, resume=resume, watcher=shown)
+        return run_search(task, config, resume=resume, watcher=shown, started=started)
 
 
-def run_search(task: Task, config: SearchConfig, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
-    """The same, for a configuration that is already there."""
+def run_search(
+    task: Task, config: SearchConfig, *, resume: bool = False, watcher: Watcher | None = None, started: float | None = None
+) -> Result:
+    """The same, for a configuration that is already there.
+
+    Args:
+        task: what is compressed.
+        config: how.
+        resume: go on with the run in its folder, if there is one.
+        watcher: told of progress.
+        started: `time.monotonic()` from which the time limit counts; by default now.
+    """
     strategy: type[TimedRun] = STRATEGIES[config.strategy]
-    return strategy(task, config, watcher or Watcher()).run(resume)
+    return strategy(task, config, watcher or Watcher(), started).run(resume)
 
 
 class Search(TimedRun):
@@ -86,9 +101,11 @@ class Search(TimedRun):
     def _run_baselines(self) -> None:
         """The dull alternatives first: the user's own deployment, INT8 after training, uniform pruning."""
         super()._run_baselines()
+        known = {record.key for record in self.folder.records() if record.state == State.COMPLETE}
+        least = (1 - UNIFORM_SHARE) * (self._seconds_left() or 0.0)
         for source, plan in baselines.uniform_baselines(self.bench.structure, self.space.steps):
             seconds = self._seconds_left()
-            if seconds is not None and seconds < self._trial_seconds():
+            if plan.key not in known and seconds is not None and seconds - self._trial_seconds() < least:
                 self.watcher.say(f"Skipped for lack of time: {source}")
                 continue
             self.run_trial(plan, source)
@@ -98,6 +115,7 @@ class Search(TimedRun):
         records = [record for record in self.folder.records() if not record.is_final]
         open_records = [r for r in records if not r.is_baseline and self._is_open(r)]
         ended = [r for r in records if r not in open_records]
+        self._allow()
         self.sampling.begin(self.proposals, ended, records, self._seconds_left())
         for record in open_records:
             if self._stop():

@@ -83,14 +83,17 @@ class Run:
                 reason = f"a failure in {record.stage}: {record.error}"
                 raise TaskError("The original model can be exported, measured and scored", reason)
 
-    def finish(self) -> None:
+    def finish(self, measuring_seconds: float | None = None) -> None:
         """Measure the front anew, side by side, and score it on test.
 
         The winners of many noisy measurements look better than they are.
+
+        Args:
+            measuring_seconds: at most, for all models together; by default 4 s for each.
         """
         finalists = self.finalists()
         self.watcher.final(finalists)
-        self.runner.measure_again(finalists)
+        self.runner.measure_again(finalists, measuring_seconds)
         if "test" in self.task.splits:
             for record in finalists:
                 if record.accuracy_test is None:

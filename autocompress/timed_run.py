@@ -6,14 +6,15 @@ import time
 
 from autocompress import baselines
 from autocompress.config import SearchConfig
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, OutOfTimeError
 from autocompress.front import front_of
-from autocompress.record import Stage, State
+from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.run import Run
 from autocompress.sharing import Sharing, epoch_seconds, screening_in_words
 from autocompress.target.meter import MAX_SECONDS
 from autocompress.task import Task
+from autocompress.timekeeping import Clock, Timekeeper
 from autocompress.watch import Watcher
 
 FINAL = "final"
@@ -23,6 +24,11 @@ LATEST = 3
 """Trials from which the next one's time is taken."""
 FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
+MEASURING_SHARE = 0.15
+"""Of the time limit, for measuring the front again; less precise where that is not enough."""
+FINAL_TUNING_SHARE = 0.2
+"""Of the time that is left after a shared training, kept for the front's own training."""
+AFTER_TRAINING = (Stage.EXPORT, Stage.MEASURE, Stage.EVALUATE)
 
 
 def trial_limit(config: SearchConfig) -> int | None:
@@ -34,21 +40,36 @@ def trial_limit(config: SearchConfig) -> int | None:
 class TimedRun(Run):
     """A run of many trials, in the order in which things happen."""
 
-    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher) -> None:
-        super().__init__(task, config, watcher)
+    def __init__(self, task: Task, config: SearchConfig, watcher: Watcher, started: float | None = None) -> None:
+        self.timekeeper = Timekeeper(watcher)
+        super().__init__(task, config, self.timekeeper)
         self.max_trials = trial_limit(config)
-        self.started = time.monotonic()
+        self.clock = Clock(config.time_limit_s, time.monotonic() if started is None else started)
+        self.kept_back = 0.0
+        """Seconds that candidates have to leave."""
 
     def run(self, resume: bool) -> Result:
         """Run until there is nothing left to do, or the trials or the time are used up."""
         with self.opened(resume):
             self._describe()
-            self._run_baselines()
-            with self.folder.disk_guard():
-                self._run_candidates()
-                self._tune_front()
-            self.finish()
+            try:
+                self._run_baselines()
+                with self.folder.disk_guard():
+                    self._run_candidates()
+                    self._tune_front()
+            except OutOfTimeError:
+                self.watcher.say("The time is up before the end of a training, which is left out; a resumed run goes on with it")
+            self.finish(self._measuring_seconds(len(self.finalists())))
         return Result(self.folder.path)
+
+    def run_trial(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
+        """Run a plan; what would be trained past the time limit is left unfinished.
+
+        Raises:
+            OutOfTimeError: that is the case.
+        """
+        self._allow()
+        return super().run_trial(plan, source, gate_ms)
 
     def _refuse_what_cannot_work(self) -> None:
         """A budget that nothing keeps, a shared training where there can be none."""
@@ -64,27 +85,34 @@ class TimedRun(Run):
         """The user's own deployment, and INT8 after training."""
         self.run_original(baselines.untrained_baselines(self.bench.structure, self.prepared.fingerprint.float_precision))
 
+    def _allow(self) -> None:
+        """Let what takes long go on until the final measurement has to begin, less what follows a training."""
+        seconds, records = self._seconds_left(), self.folder.records()
+        after = max((sum(r.seconds.get(stage, 0.0) for stage in AFTER_TRAINING) for r in records), default=0.0)
+        self.timekeeper.allow(None if seconds is None else seconds - after)
+
     def _run_candidates(self) -> None:
         """The strategy's own part."""
         raise NotImplementedError
 
     def _share(self) -> None:
         """Let candidates inherit from one training, if that pays."""
+        self._allow()
         seconds, gate = self._seconds_left(), self._gate_ms
         sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
         self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
+        if self.runner.inheritance is not None and self._final_epochs:
+            self.kept_back = FINAL_TUNING_SHARE * (self._seconds_left() or 0.0)
 
     def _tune_front(self) -> None:
-        """Train the models of the front once more, each by itself, from what it has inherited."""
-        epochs = self.config.fine_tuning.final_epochs
-        epochs = self.bench.tune_settings.epochs if epochs is None else epochs
+        """Train the models of the front once more, each by itself, from what it has inherited; the best one first."""
+        self.kept_back, epochs = 0.0, self._final_epochs
         if self.runner.inheritance is None or not epochs:
             return
         words = screening_in_words(self.folder.records())
         if words:
             self.watcher.say(words)
-        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
-        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
+        front = self._front_to_tune()
         for done, record in enumerate(front):
             seconds = self._seconds_left()
             if seconds is not None and seconds < self._own_tuning_seconds(epochs):
@@ -92,16 +120,27 @@ class TimedRun(Run):
                 return
             self.run_trial(record.plan.model_copy(update={"epochs": epochs}), FINAL)
 
+    @property
+    def _final_epochs(self) -> int:
+        epochs = self.config.fine_tuning.final_epochs
+        return self.bench.tune_settings.epochs if epochs is None else epochs
+
+    def _front_to_tune(self) -> list[TrialRecord]:
+        """What was tuned of the front, the best model first, then the more accurate ones."""
+        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
+        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
+        best = self.best
+        return sorted(front, key=lambda r: (best is None or r.key != best.key, -self.metric.gain(r.accuracy_valid or 0.0)))
+
     def _own_tuning_seconds(self, epochs: int) -> float:
         """What it takes to train a model of the front, told from the baselines."""
         epoch = epoch_seconds(self.folder.records(), self.bench.tune_settings.epochs)
         return self._trial_seconds() + epochs * (epoch or 0.0)
 
     def _seconds_left(self) -> float | None:
-        """Until the final measurement has to begin; None without a limit."""
-        if self.config.time_limit_s is None:
-            return None
-        return self.config.time_limit_s - (time.monotonic() - self.started) - self._final_seconds()
+        """Until the final measurement, or what is kept back before it, has to begin; None without a limit."""
+        left = self.clock.left
+        return None if left is None else left - self._final_seconds() - self.kept_back
 
     @property
     def _gate_ms(self) -> float | None:
@@ -123,7 +162,21 @@ class TimedRun(Run):
 
     def _final_seconds(self) -> float:
         """What measuring and scoring the front will take."""
-        return FINAL_SECONDS + sum(MAX_SECONDS + r.seconds.get(Stage.EVALUATE, 0.0) for r in self.finalists())
+        finalists = self.finalists()
+        scoring = sum(r.seconds.get(Stage.EVALUATE, 0.0) for r in finalists if r.accuracy_test is None)
+        return FINAL_SECONDS + (self._measuring_seconds(len(finalists)) or 0.0) + self._test_share * scoring
+
+    def _measuring_seconds(self, models: int) -> float | None:
+        """For measuring so many models again, at most; None without a limit."""
+        limit = self.clock.limit_s
+        return None if limit is None else min(MAX_SECONDS * models, MEASURING_SHARE * limit)
+
+    @property
+    def _test_share(self) -> float:
+        """How many times as long as on the validation data scoring takes on the test data."""
+        lengths = [self.task.splits[name].length if name in self.task.splits else 0 for name in ("test", "valid")]
+        test, valid = lengths
+        return 1.0 if test is None or not valid else test / valid
 
     def _describe(self) -> None:
         resumed = len(self.folder.records())

@@ -20,7 +20,7 @@ from autocompress.config import CompressionConfig
 from autocompress.data import Inputs
 from autocompress.deploy import calibration_inputs, deploy, integer_layers, not_as_asked
 from autocompress.device import Fingerprint, Target
-from autocompress.errors import DiskFullError
+from autocompress.errors import DiskFullError, OutOfTimeError
 from autocompress.frameworks.base import Candidate, Framework, SharedTraining, TuneSettings
 from autocompress.policy import Policy
 from autocompress.record import Latency, Plan, Stage, State, TrialRecord
@@ -166,7 +166,8 @@ class TrialRunner:
             gate_ms: an untrained candidate slower than this ends here.
 
         Raises:
-            DiskFullError: nothing more can be written. Any other failure is recorded and returned.
+            DiskFullError: nothing more can be written.
+            OutOfTimeError: the watcher's time is up; the trial can be run on. Any other failure is recorded and returned.
         """
         record = self.folder.open_trial(plan, source)
         if record.state in (State.COMPLETE, State.FAILED):
@@ -176,7 +177,7 @@ class TrialRunner:
         try:
             with self.folder.disk_guard():
                 self._stages(record, None if record.is_baseline else gate_ms)
-        except DiskFullError:
+        except (DiskFullError, OutOfTimeError):
             raise
         except Exception as error:  # user code, training and conversion fail in any way; the search goes on
             self.folder.require_space()  # OpenVINO says of a full disk only that it could not write
@@ -282,10 +283,11 @@ class TrialRunner:
         compiled = compile_for_scoring(self._model_path(record), self._target(record))
         return evaluate(compiled, self.bench.task.splits[split], self.bench.task.scorer)
 
-    def measure_again(self, records: Sequence[TrialRecord]) -> None:
+    def measure_again(self, records: Sequence[TrialRecord], max_seconds: float | None = None) -> None:
         """Measure trials interleaved with the reference and with each other, and save it as their final latency."""
         compiled = [compile_model(self._model_path(record), self._target(record)) for record in records]
-        for record, latency in zip(records, measure(compiled, self.bench.reference, self.bench.reference_ms), strict=True):
+        latencies = measure(compiled, self.bench.reference, self.bench.reference_ms, max_seconds=max_seconds)
+        for record, latency in zip(records, latencies, strict=True):
             record.latency_final = latency
             self.folder.save(record)
 

@@ -117,7 +117,11 @@ def steady_meter(patch: pytest.MonkeyPatch) -> None:
 
 
 def fake_measure(
-    candidates: Sequence[ov.CompiledModel], reference: ov.CompiledModel, reference_ms: float, half_width: float = 0.01
+    candidates: Sequence[ov.CompiledModel],
+    reference: ov.CompiledModel,
+    reference_ms: float,
+    half_width: float = 0.01,
+    max_seconds: float | None = None,
 ) -> list[Latency]:
     """A meter without noise: a model takes as long as it has weights, and INT8 ones take half."""
     ratios = [_weight(compiled) / _weight(reference) for compiled in candidates]

@@ -19,6 +19,7 @@ import openvino as ov
 import pandas as pd
 import pytest
 import searches
+import torch
 import yaml
 
 import autocompress as ac
@@ -277,6 +278,32 @@ def test_the_time_ends_a_search(tmp_path: Path, steady_meter: None, monkeypatch:
     assert 3 < time.monotonic() - start < 9
     assert set(result.trials["state"]) == {"COMPLETE"}
     assert not result.front.empty
+
+
+def test_the_time_ends_a_training_and_a_resumed_run_goes_on_with_it(
+    tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.timed_run.FINAL_SECONDS", 1.0)
+    monkeypatch.setattr("autocompress.timed_run.MAX_SECONDS", 0.1)
+    pause = 0.2
+
+    def slow(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        time.sleep(pause)
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    task, options = linear_task(loss=slow), {"fine_tuning": {"epochs": 200}, "max_trials": 1}
+    start = time.monotonic()
+    result = search_bits(task, tmp_path / "run", **options, max_time="6s")
+    assert time.monotonic() - start < 9
+    (begun,) = searches.candidates(tmp_path / "run")
+    assert begun.state == State.RUNNING
+    assert set(result.trials["state"]) == {"COMPLETE", "RUNNING"}
+    assert not result.front.empty
+    assert (tmp_path / "run" / "report.html").is_file()
+
+    pause = 0.0
+    search_bits(task, tmp_path / "run", **options, resume=True)
+    assert [(record.number, record.state) for record in searches.candidates(tmp_path / "run")] == [(begun.number, State.COMPLETE)]
 
 
 def test_a_time_that_is_too_short_still_gives_the_baselines(tmp_path: Path, steady_meter: None) -> None:
