@@ -128,7 +128,7 @@ class Run:
     def _prepare(self) -> None:
         known = self._known()
         self.watcher.say("Looking at the model and the target")
-        self.prepared: Prepared = prepare(self.task, self.config, known, self.watcher)
+        self.prepared: Prepared = prepare(self.task, self.config, known, self.watcher, self._time_left())
         self.bench, self.space = self.prepared.bench, self.prepared.space
         self.budget_ms = self.prepared.budget_ms(self.config)
         self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
@@ -136,6 +136,10 @@ class Run:
         self.runner = TrialRunner(self.bench, self.folder, self.watcher)
         self._refuse_what_cannot_work()
         self._write_identity()
+
+    def _time_left(self) -> float | None:
+        """Seconds until a limit; None without one."""
+        return None
 
     def _known(self) -> dict[str, Any] | None:
         """run.json of the run that is already there."""

@@ -19,7 +19,7 @@ from autocompress.policy import Policy
 from autocompress.record import Plan
 from autocompress.space import SearchSpace, SpaceSpec, build_space, load_space_spec, uniform_policy
 from autocompress.target.meter import measure
-from autocompress.target.probe import capabilities
+from autocompress.target.probe import capabilities, probed_before
 from autocompress.target.runtime import fingerprint
 from autocompress.target.yardstick import yardstick
 from autocompress.task import Task
@@ -28,6 +28,8 @@ from autocompress.watch import Watcher
 
 SAME_IN_A_RUN = ("criterion", "storage", "calibration_samples")
 """Settings that a trial's result depends on; with `Identity` the definition of "the same run"."""
+PROBING_SECONDS, PROBING_SHARE = 45.0, 0.25
+"""What the first probe of a target takes, roughly, and the share of the time that is left that it may take."""
 BUDGET_SLACK = 0.97
 """A budget is refused only if it is below this fraction of the fastest candidate: that one is measured with noise."""
 
@@ -133,10 +135,23 @@ def open_bench(
         raise TaskError("The model can be converted to OpenVINO", str(error)) from error
 
 
-def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = None, watcher: Watcher | None = None) -> Prepared:
+def prepare(
+    task: Task,
+    config: SearchConfig,
+    known: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    seconds: float | None = None,
+) -> Prepared:
     """Everything a search needs to know before its first trial.
 
     A run is resumed with what was probed when it began, so that its space stays what it was.
+
+    Args:
+        task: what is compressed.
+        config: how.
+        known: the run.json of the run that is resumed.
+        watcher: told of progress.
+        seconds: that the search has; None without a limit. A target is not probed for the first time where they are few.
 
     Raises:
         SpaceError: the space does not fit the model.
@@ -144,7 +159,8 @@ def prepare(task: Task, config: SearchConfig, known: Mapping[str, Any] | None = 
     """
     spec = load_space_spec(config.space)
     bench, found, identity = open_bench(task, config, known)
-    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, known, watcher or Watcher())
+    asks = spec.has_choices and not config.keep_inert
+    can = _capabilities(config, known, watcher or Watcher(), seconds) if asks else None
     space = build_space(spec, bench.structure, can, config.objectives)
     identity["space"] = space_identity(spec)
     if known:
@@ -166,13 +182,21 @@ def open_space(task: Task, config: SearchConfig, watcher: Watcher) -> tuple[Work
     """
     spec = load_space_spec(config.space)
     bench, found, _ = open_bench(task, config)
-    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, None, watcher)
+    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, None, watcher, None)
     return bench, build_space(spec, bench.structure, can, config.objectives), found
 
 
-def _capabilities(config: SearchConfig, known: Mapping[str, Any] | None, watcher: Watcher) -> Capabilities:
-    if known and known.get("capabilities"):
-        return Capabilities.model_validate(known["capabilities"])
+def _capabilities(
+    config: SearchConfig, known: Mapping[str, Any] | None, watcher: Watcher, seconds: float | None
+) -> Capabilities | None:
+    if known and "capabilities" in known:
+        return Capabilities.model_validate(known["capabilities"]) if known["capabilities"] else None
+    if seconds is not None and PROBING_SHARE * seconds < PROBING_SECONDS and probed_before(config.target) is None:
+        watcher.say(
+            f"Skipped for lack of time: probing the target (about {PROBING_SECONDS:.0f} s). "
+            "So channels go in steps of 8, and choices that buy nothing here are searched too"
+        )
+        return None
 
     def tell(fraction: float, words: str) -> None:
         if not fraction:

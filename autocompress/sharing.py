@@ -101,11 +101,13 @@ class Sharing:
         """Decide against a shared training that would not pay, as far as that is known. A resumed run may find otherwise."""
         few = min(self.space.size, self.space.size if trials is None else trials)
         epochs = self.bench.tune_settings.epochs
-        cycle = CYCLE * epochs * FULL_STEP * (epoch_seconds(self.folder.records(), epochs) or 0.0)
+        epoch = epoch_seconds(self.folder.records(), epochs)
+        cycle = CYCLE * epochs * FULL_STEP * (epoch or 0.0)
         reasons = {
             f"one training for all is not there for {self.bench.framework.name}": not self.bench.framework.can_share,
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
+            "there was no time to find out how long one training for all would take": seconds is not None and epoch is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,
         }

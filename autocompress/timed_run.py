@@ -137,6 +137,9 @@ class TimedRun(Run):
         epoch = epoch_seconds(self.folder.records(), self.bench.tune_settings.epochs)
         return self._trial_seconds() + epochs * (epoch or 0.0)
 
+    def _time_left(self) -> float | None:
+        return self.clock.left
+
     def _seconds_left(self) -> float | None:
         """Until the final measurement, or what is kept back before it, has to begin; None without a limit."""
         left = self.clock.left

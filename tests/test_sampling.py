@@ -6,6 +6,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+import searches
 from searches import candidates
 
 import autocompress as ac
@@ -76,6 +77,16 @@ def test_without_time_for_the_layer_table_it_says_who_proposes_instead(tmp_path:
     assert said.startswith("Skipped for lack of time: the layer table (about 1000 s) and sensitivities")
     assert "multivariate TPE" in said
     assert len(candidates(tmp_path / "run")) == 1
+
+
+def test_without_time_a_new_target_is_not_probed_and_the_run_keeps_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.setup.probed_before", lambda target: None)
+    _, lines = search(tmp_path / "run", max_time="60s", max_trials=1)
+    assert [line for line in lines if line.startswith("Skipped for lack of time: probing the target")]
+    _, lines = search(tmp_path / "run", max_trials=2, resume=True)
+    assert searches.run_json(tmp_path / "run")["capabilities"] is None
+    assert not [line for line in lines if "robing the target" in line]
+    assert len(candidates(tmp_path / "run")) == 2
 
 
 def test_a_limit_of_the_size_is_kept_by_the_proposals_and_by_the_best(tmp_path: Path) -> None:

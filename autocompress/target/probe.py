@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -54,17 +55,36 @@ def capabilities(target: Target, *, refresh: bool = False, progress: Progress = 
     Raises:
         TargetError: the device does not exist or refuses a hint.
     """
-    plain = target.model_copy(update={"batch": 1, "shapes": {}, "dynamic": False})
-    found = fingerprint(plain)
-    path = cache_folder() / f"probe-{key_of(found)}.json"
-    if not refresh:
-        try:
-            return Capabilities.model_validate(read_json(path))
-        except ValidationError:  # never probed, or by another version
-            pass
+    known = None if refresh else probed_before(target)
+    if known is not None:
+        return known
+    plain, found = _probed_target(target)
     probed = probe(plain, found, progress)
-    write_json(path, probed.model_dump(mode="json"))
+    write_json(_path(found), probed.model_dump(mode="json"))
     return probed
+
+
+def probed_before(target: Target) -> Capabilities | None:
+    """What the cache knows of a target; None where it was never probed, or by another version.
+
+    Raises:
+        TargetError: the device does not exist or refuses a hint.
+    """
+    _, found = _probed_target(target)
+    try:
+        return Capabilities.model_validate(read_json(_path(found)))
+    except ValidationError:
+        return None
+
+
+def _probed_target(target: Target) -> tuple[Target, Fingerprint]:
+    """The target without what is of no matter to a probe, and its fingerprint."""
+    plain = target.model_copy(update={"batch": 1, "shapes": {}, "dynamic": False})
+    return plain, fingerprint(plain)
+
+
+def _path(found: Fingerprint) -> Path:
+    return cache_folder() / f"probe-{key_of(found)}.json"
 
 
 def probe(target: Target, found: Fingerprint, progress: Progress) -> Capabilities:
