@@ -9,7 +9,8 @@ from autocompress.record import Plan
 from autocompress.space import uniform_policy
 from autocompress.structure import Structure
 
-UNIFORM_RATIOS = (0.25, 0.5, 0.75)
+UNIFORM_RATIOS = (0.5, 0.25, 0.75)
+"""In this order, since there may not be time for all."""
 ORIGINAL, FLOAT32, INT8 = "baseline:original", "baseline:f32", "baseline:int8"
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from autocompress.metrics import Metric
 from autocompress.report.picture import Picture
 
 if TYPE_CHECKING:
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 FRONT, BASELINE, OTHER, BUDGET = "#1b6ca8", "#c8553d", "#b8bec5", "#2a9d4e"
 SIZE_COLUMNS = {"size": "size_bytes", "compressed_size": "compressed_bytes"}
 SIZE_INCHES, DPI = (8.0, 5.0), 150
+OF_NO_USE = 4.0
+"""What loses so many times as much as the worst baseline is not drawn."""
 
 
 def plot_front(result: Result) -> Figure:
     """Accuracy over latency: the front with its 95 % intervals, the baselines, the budget, dominated trials faint."""
     trials, front = result.trials, result.front
-    complete = trials[trials["accuracy_valid"].notna()]
+    complete, left_out = _worth_showing(trials[trials["accuracy_valid"].notna()], result.metric)
+    front = front[front["trial"].isin(complete["trial"])]
     others = complete[~complete["trial"].isin(front["trial"])]
     figure = Picture(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -39,7 +43,8 @@ def plot_front(result: Result) -> Figure:
     time = "time per request at full load" if target.is_for_throughput else "latency of one request"
     axes.set_xlabel(f"{time} in ms (batch {target.batch}, {threads}; logarithmic)")
     axes.set_ylabel(f"{result.metric.name} on validation data, scored on the IR")
-    axes.set_title(f"{result.run['name']}: {len(front)} models on the front of {len(trials)} trials", loc="left", fontsize=11)
+    title = f"{result.run['name']}: {len(result.front)} models on the front of {len(trials)} trials"
+    axes.set_title(f"{title} ({left_out} ruined and left out)" if left_out else title, loc="left", fontsize=11)
     axes.grid(alpha=0.25, lw=0.6)
     axes.legend(loc="lower right" if result.metric.direction == "maximize" else "upper right", fontsize=8)
     return figure
@@ -52,6 +57,19 @@ def show_front(result: Result) -> None:
     manager = pyplot.new_figure_manager(1, FigureClass=lambda *_, **__: plot_front(result))
     manager.show()
     pyplot.show()
+
+
+def _worth_showing(complete: pd.DataFrame, metric: Metric) -> tuple[pd.DataFrame, int]:
+    """The trials that lose at most a few times what the worst baseline loses, and how many others there are.
+
+    A ruined model can be on the front, as the fastest one; its score would squeeze all others into a corner of the picture.
+    """
+    loss = complete["accuracy_valid"].map(lambda score: -metric.gain(score))
+    baselines = loss[complete["source"].str.startswith("baseline:")]
+    if baselines.nunique() < 2:
+        return complete, 0
+    shown = loss <= baselines.min() + OF_NO_USE * (baselines.max() - baselines.min())
+    return complete[shown], int((~shown).sum())
 
 
 def _draw_front(axes: Axes, front: pd.DataFrame, joined: bool) -> None:
