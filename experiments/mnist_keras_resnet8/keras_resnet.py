@@ -27,6 +27,11 @@ def _block(value: Any, outputs: int, strides: int, name: str) -> Any:
 
 
 def _normalized(value: Any, outputs: int, size: int, strides: int, name: str) -> Any:
-    """A convolution with a batch norm, whose momentum is PyTorch's default."""
-    value = layers.Conv2D(outputs, size, strides, padding="same", use_bias=False, name=name)(value)
+    """A convolution with a batch norm, whose momentum is PyTorch's default.
+
+    The padding is PyTorch's too: "same" pads unevenly where a stride is 2.
+    """
+    if size > 1:
+        value = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(value)
+    value = layers.Conv2D(outputs, size, strides, use_bias=False, name=name)(value)
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(value)

@@ -24,6 +24,7 @@ from autocompress.frameworks.keras.gradual import prune_gradually
 from autocompress.frameworks.keras.graph import functional
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import loss_of
+from autocompress.frameworks.keras.optimize import pruned_rate
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.reestimate import reestimate
@@ -120,6 +121,8 @@ class KerasFramework:
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""
         original = self._graph(task)
+        if candidate.removed and not settings.learning_rate:
+            settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:

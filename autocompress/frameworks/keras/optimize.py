@@ -13,6 +13,8 @@ from autocompress.task import Task
 
 SGD_RATE, ADAMW_RATE = 0.03, 1e-3
 """Highest rates of the cycle where neither the task nor the model names one."""
+PRUNED_SGD_RATE = 0.06
+"""The same for a candidate that has lost channels, as for PyTorch."""
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
 """Keras decays weights beside the gradient; of SGD with a momentum of 0.9, ten times the usual 5e-4 does the same."""
 GRADIENT_NORM = 5.0
@@ -32,6 +34,12 @@ def optimizer_of(task: Task, model: keras.Model, highest: float | None) -> Any:
         optimizer = _default(model)
     optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _decays(v)])
     return optimizer
+
+
+def pruned_rate(task: Task, model: keras.Model) -> float | None:
+    """The highest rate for a model that has lost channels; None where the optimizer is the user's own, or not SGD."""
+    is_own = task.optimizer is not None or (task.loss is None and is_compiled(task.model))
+    return PRUNED_SGD_RATE if not is_own and batch_norms(model) else None
 
 
 class Rates:
