@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments/mnist_ker
 
 import distorted_mnist
 import keras_resnet
+from keras_originals import ChannelsLast, channels_last
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, BATCH, WARM_UP = 32, 64, 6
@@ -175,24 +176,6 @@ def transferred(model: nn.Module) -> keras.Model:
     return made
 
 
-class ChannelsLast:
-    """Batches (N, 1, 28, 28) of tensors as arrays (N, 28, 28, 1)."""
-
-    def __init__(self, batches: Any) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Any:
-        return (channels_last(batch) for batch in self.batches)
-
-
-def channels_last(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images with their channels last, and labels."""
-    return np.moveaxis(batch[0].numpy(), 1, -1), batch[1].numpy()
-
-
 class Pair:
     """The same task in both frameworks."""
 
@@ -201,7 +184,7 @@ class Pair:
         self.keras = ac.Task(
             transferred(self.torch.model),
             train=ChannelsLast(distorted_mnist.DistortedBatches(*distorted_mnist.splits()["train"], seed=2)),
-            valid=channels_last(self.torch.valid),
+            valid=channels_last(*self.torch.valid),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metric="accuracy",
             name="the same in Keras",

@@ -13,6 +13,8 @@ from openvino import opset13 as ops
 
 from autocompress.target import executed
 
+pytestmark = pytest.mark.timing
+
 CHANNELS, SIDE = 64, 32  # enough work that the call itself does not rule, also on a busy machine
 
 

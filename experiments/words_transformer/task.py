@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformer
-import words
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import autocompress as ac
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
+import words
 from originals import trained_once
 
 BATCH = 128

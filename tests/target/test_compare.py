@@ -17,6 +17,8 @@ from autocompress.errors import ConfigError, ModelError
 from autocompress.target.compare import _ranks, compare
 from autocompress.target.load import load_model, request_shapes
 
+pytestmark = pytest.mark.timing
+
 
 def write(path: Path, layers: int, shape: list[int]) -> Path:
     generator = np.random.default_rng(0)

@@ -14,6 +14,8 @@ from autocompress.target import executed
 from autocompress.target.executed import ExecutedNode, Kernel, executed_nodes, kernels, layer_names, profile
 from autocompress.target.runtime import compile_model
 
+pytestmark = pytest.mark.timing
+
 F32 = Target(precision="f32")
 SHAPE = (1, 32, 16, 16)
 

@@ -27,6 +27,8 @@ from autocompress.target.explain import Explanation, explain
 from autocompress.target.requested import requested_layers
 from autocompress.target.runtime import fingerprint
 
+pytestmark = pytest.mark.timing
+
 pytestmark = pytest.mark.usefixtures("_short_profile")
 
 TARGET = Target()

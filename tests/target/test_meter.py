@@ -12,6 +12,8 @@ from autocompress.target import meter
 from autocompress.target.meter import measure, median_interval, random_input, reference_latency_ms
 from autocompress.target.runtime import compile_model
 
+pytestmark = pytest.mark.timing
+
 
 def convolutions(count: int, dtype: type = np.float32) -> ov.CompiledModel:
     """`count` convolutions of 32 channels on 20×20."""

@@ -24,6 +24,8 @@ from autocompress.target.precision import heavy_nodes
 from autocompress.target.predict import COMMON_FEATURES, Predictor, dataflow
 from autocompress.target.runtime import compile_model, fingerprint
 
+pytestmark = pytest.mark.timing
+
 FRAMEWORK = TorchFramework()
 INT8 = ac.LayerPolicy(8, 8)
 

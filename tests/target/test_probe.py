@@ -16,6 +16,8 @@ from autocompress.target.probe import _is_step, _two_of_four, capabilities
 from autocompress.target.probe import probe as real_probe
 from autocompress.target.runtime import fingerprint
 
+pytestmark = pytest.mark.timing
+
 TARGET = Target()
 
 

@@ -1,0 +1,42 @@
+"""A small MobileNetV2 in Keras, trained once on 5,000 distorted MNIST images and kept in a cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import keras
+import keras_mobilenet
+
+import autocompress as ac
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
+import distorted_mnist
+from keras_originals import Batches, ChannelsLast, channels_last, cosine, trained_once
+
+EPOCHS, LEARNING_RATE = 15, 0.1
+
+
+def original(batches: Batches) -> keras.Model:
+    """The trained MobileNetV2, compiled."""
+    keras.utils.set_random_seed(0)
+    rate = cosine(LEARNING_RATE, EPOCHS, batches)
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    model = keras_mobilenet.mobilenet()
+    return trained_once("mnist_keras_mobilenet", model, batches, optimizer, EPOCHS, keras_mobilenet, distorted_mnist)
+
+
+def make_task() -> ac.Task:
+    """The task of this experiment. Loss and kind of optimizer are those that the model was compiled with."""
+    parts = distorted_mnist.splits()
+    return ac.Task(
+        original(ChannelsLast(distorted_mnist.DistortedBatches(*parts["train"], seed=1))),
+        train=ChannelsLast(distorted_mnist.DistortedBatches(*parts["train"], seed=2)),
+        valid=channels_last(*distorted_mnist.fixed_distortions(*parts["valid"], seed=3)),
+        test=channels_last(*distorted_mnist.fixed_distortions(*parts["test"], seed=4)),
+        metric="accuracy",
+        preprocessing={**distorted_mnist.PREPROCESSING, "layout": "NHWC", "shape": [28, 28, 1]},
+        learning_rate=0.03,
+        epochs=2,
+        name="Keras MobileNetV2 on distorted MNIST",
+    )
