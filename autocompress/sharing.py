@@ -104,7 +104,6 @@ class Sharing:
         epoch = epoch_seconds(self.folder.records(), epochs)
         cycle = CYCLE * epochs * FULL_STEP * (epoch or 0.0)
         reasons = {
-            f"one training for all is not there for {self.bench.framework.name}": not self.bench.framework.can_share,
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
             "there was no time to find out how long one training for all would take": seconds is not None and epoch is None,

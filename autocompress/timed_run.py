@@ -74,9 +74,6 @@ class TimedRun(Run):
     def _refuse_what_cannot_work(self) -> None:
         """A budget that nothing keeps, a shared training where there can be none."""
         self.prepared.require_reachable(self.config)
-        if self.config.fine_tuning.mode == "shared" and not self.bench.framework.can_share:
-            remedy = "Set fine_tuning.mode to each or auto."
-            raise ConfigError("A shared training is there for PyTorch models", self.bench.framework.name, remedy)
         if self.config.fine_tuning.mode == "shared" and self.task.fine_tune is not None:
             remedy = "Set fine_tuning.mode to each or auto, or leave Task(fine_tune=...) out."
             raise ConfigError("A shared training needs its own loop", "mode: shared beside the task's fine_tune", remedy)

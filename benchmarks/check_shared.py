@@ -1,8 +1,9 @@
 """What shared fine-tuning wins over tuning every candidate by itself.
 
-    python benchmarks/check_shared.py [mnist_resnet8] [mnist_mobilenet] [words_transformer] [--space channels] [--policies 24]
+    python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 24]
 
-Random policies of a space are tuned one by one from the original, twice with different seeds, and inherit from one shared
+NAME is an experiment: mnist_resnet8, mnist_mobilenet and words_transformer in PyTorch, mnist_keras_resnet8, mnist_keras_mobilenet and
+words_keras_convolution in Keras. Random policies of a space are tuned one by one from the original, twice with different seeds, and inherit from one shared
 training: without any training of their own, and with one epoch. Accuracies are those of the simulation on the validation data,
 seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `branches` (whole ones may go too), `bits84` and
 `bits842` (a width for each layer).
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shutil
 import sys
 import time
@@ -26,13 +28,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(variable, "1")  # before a framework is imported: CPU seconds of waiting threads count nothing
+
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 import autocompress as ac
-from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings
-from autocompress.frameworks.torch.framework import TorchFramework
+from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings, framework_of
 from autocompress.run_folder import RunFolder
 from autocompress.shared import PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
 from autocompress.space import SearchSpace, build_space, load_space_spec
@@ -40,7 +43,14 @@ from autocompress.task import load_task
 from autocompress.watch import Watcher
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = ("mnist_resnet8", "mnist_mobilenet", "words_transformer")
+EXPERIMENTS = (
+    "mnist_resnet8",
+    "mnist_mobilenet",
+    "words_transformer",
+    "mnist_keras_resnet8",
+    "mnist_keras_mobilenet",
+    "words_keras_convolution",
+)
 RATIOS: list[float] = [0, 0.25, 0.5, 0.75]
 SPACES = {
     name: {"pruning": [{"ratios": ratios}], "precision": [{"weights": weights}]}
@@ -71,7 +81,8 @@ class Comparison:
         self.folder = out / f"{name}-{space}"
         self.path = out / f"{name}-{space}.json"
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self.framework, self.task = TorchFramework(), load_task(ROOT / f"experiments/{name}/task.py")
+        self.task = load_task(ROOT / f"experiments/{name}/task.py")
+        self.framework = framework_of(self.task.model)
         self.space = build_space(load_space_spec(SPACES[space]), self.framework.inspect(self.task))
         self.policies = [self._random(self.space, np.random.default_rng((7, i))) for i in range(policies)]
         self.screen = Screen(self.framework, self.task)
@@ -179,7 +190,6 @@ class Comparison:
 
 def main(names: list[str], space: str, policies: int, stages: list[str], out: Path) -> int:
     """All comparisons; 1 if a bound is broken."""
-    torch.set_num_threads(1)
     broken = []
     for name in names:
         print(f"{name}, {space}", flush=True)

@@ -96,11 +96,9 @@ class Framework(Protocol):
 
     Attributes:
         name: of the framework.
-        can_share: True where `share` is there.
     """
 
     name: str
-    can_share: bool
 
     def digest(self, task: Task) -> str:
         """A hash of the model's architecture and weights."""

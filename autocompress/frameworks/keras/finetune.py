@@ -25,8 +25,8 @@ from autocompress.task import Task
 WORTH_TRACING = 20
 """Steps of a training from which it pays to make a graph of a step; that takes as long as a dozen steps without one."""
 
-AfterStep = Callable[[], None]
-"""Called after every step of the optimizer."""
+AroundStep = Callable[[], None]
+"""Called before or after every step of the optimizer."""
 
 
 def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: TuneSettings, progress: Progress) -> None:
@@ -87,7 +87,7 @@ class Trainer:
         optimizer.build(model.trainable_variables)  # or TensorFlow traces the first step twice
         self.student.compile(optimizer, **loss_of(task), **options)
 
-    def run(self, progress: Progress, after_step: AfterStep | None = None) -> None:
+    def run(self, progress: Progress, after_step: AroundStep | None = None) -> None:
         """All epochs.
 
         Raises:
@@ -95,6 +95,22 @@ class Trainer:
             HopelessError: the settings ask for an early end, and the first epoch was in vain.
         """
         own = self.task.callbacks() if self.task.callbacks is not None else []
+        self._fit(np.random.default_rng(self.settings.seed), self.settings.epochs, [_Course(self, progress, after_step), *own])
+
+    def epoch(self, generator: np.random.Generator, progress: Progress, before_step: AroundStep) -> None:
+        """One pass over the training data, without the user's callbacks.
+
+        Args:
+            generator: of the order of the data.
+            progress: told the finished fraction of all epochs.
+            before_step: called before every step.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        self._fit(generator, 1, [_Course(self, progress, before_step=before_step)])
+
+    def _fit(self, generator: np.random.Generator, epochs: int, callbacks: list[Any]) -> None:
         features = self.student.objective.features
         with ExitStack() as stack:
             if self.task.splits["train"].comes_alone:  # a single sample has no statistics; the original's stand still
@@ -102,17 +118,16 @@ class Trainer:
             if features is not None:
                 stack.enter_context(features.watched())
             self.student.fit(
-                self._batches(),
-                epochs=self.settings.epochs,
+                self._batches(generator),
+                epochs=epochs,
                 steps_per_epoch=self.steps // self.settings.epochs,
-                callbacks=[_Course(self, progress, after_step), *own],
+                callbacks=callbacks,
                 shuffle=False,
                 verbose=0,
             )
 
-    def _batches(self) -> Iterator[tuple[Any, ...]]:
+    def _batches(self, generator: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         """Batches without an end, in the form that `fit` takes."""
-        generator = np.random.default_rng(self.settings.seed)
         while True:
             for batch in training_batches(self.task, self.model, generator):
                 inputs = batch.inputs if isinstance(batch.inputs, dict) or len(batch.inputs) > 1 else batch.inputs[0]
@@ -135,16 +150,24 @@ class Student(keras.Model):
 class _Course(keras.callbacks.Callback):
     """What happens around every step, and after the first epoch."""
 
-    def __init__(self, trainer: Trainer, progress: Progress, after_step: AfterStep | None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        progress: Progress,
+        after_step: AroundStep | None = None,
+        before_step: AroundStep | None = None,
+    ) -> None:
         super().__init__()
-        self.trainer, self.progress, self.after_step = trainer, progress, after_step
-        watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1
+        self.trainer, self.progress, self.after_step, self.before_step = trainer, progress, after_step, before_step
+        watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1 and before_step is None
         self.prospects = Prospects(trainer.task, trainer.teacher, predicted) if watched else None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Learning rate, zeros and binary layers of the step."""
         self._synchronize()
         trainer = self.trainer
+        if self.before_step is not None:
+            self.before_step()
         trainer.rates.set(trainer.done)
         set_progress(trainer.model, min(trainer.done / trainer.steps, 1.0))
 

@@ -24,10 +24,11 @@ from autocompress.frameworks.keras.gradual import prune_gradually
 from autocompress.frameworks.keras.graph import functional
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import loss_of
-from autocompress.frameworks.keras.optimize import pruned_rate
+from autocompress.frameworks.keras.optimize import PRUNED_SGD_RATE, uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.reestimate import reestimate
+from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
 from autocompress.frameworks.schedule import gradual_epochs, part
@@ -43,7 +44,6 @@ class KerasFramework:
     """Keras 3, on any backend that can train."""
 
     name = "keras"
-    can_share = False
 
     def __init__(self) -> None:
         if keras.backend.backend() not in BACKENDS:
@@ -121,8 +121,8 @@ class KerasFramework:
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""
         original = self._graph(task)
-        if candidate.removed and not settings.learning_rate:
-            settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
+        if candidate.removed and not settings.learning_rate and uses_default_sgd(task, candidate.model):
+            settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:
@@ -133,8 +133,8 @@ class KerasFramework:
         fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
-        """Not there yet; see `can_share`."""
-        raise NotImplementedError
+        """A training whose weights every policy can inherit."""
+        return ElasticTraining(task, self._graph(task), self._pruning(task), self._example(task, 1), criterion, settings)
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""

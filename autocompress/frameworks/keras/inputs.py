@@ -62,14 +62,21 @@ class SimulatedInput(keras.layers.Layer):
     def call(self, value: Any, training: bool = False) -> Any:
         """The value on its grid; the gradient passes where it is in range."""
         if self.is_calibrating:
-            self._observe(value, _range_of(value, self.bits))
+            self._observe(self.range_of(value))
             self.is_seen = True
             return value
         if not self.is_seen:
             return value
         if training and not self.is_learned:
-            self._observe(value, _range_of(value, self.bits))
-        step, zero = self._step_and_zero()
+            self._observe(self.range_of(value))
+        return self.on_grid(value, *self._step_and_zero())
+
+    def range_of(self, value: Any) -> tuple[Any, Any]:
+        """The lowest and the highest value of a batch, as the class describes it."""
+        return _range_of(value, self.bits)
+
+    def on_grid(self, value: Any, step: Any, zero: Any) -> Any:
+        """The value on a grid of which `zero` levels lie below zero."""
         lowest, highest = -zero, self.largest_code - zero
         if not self.is_learned:
             return _on_levels(value, step, lowest, highest)
@@ -102,14 +109,18 @@ class SimulatedInput(keras.layers.Layer):
         return shape
 
     def _step_and_zero(self) -> tuple[Any, Any]:
-        low, high = read(self.low), read(self.high)
+        step, zero = self.grid_of(read(self.low), read(self.high))
+        factor = ops.maximum(read(self.factor), SMALLEST_FACTOR) if self.is_learned else 1.0
+        return step * factor, zero
+
+    def grid_of(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """The step of a range, and how many levels lie below zero."""
         if self.bits == 8:
             low = ops.where(low < 0, -high * 128 / 127, low)
         step = (high - low) / self.largest_code
-        factor = ops.maximum(read(self.factor), SMALLEST_FACTOR) if self.is_learned else 1.0
-        return step * factor, ops.round(-low / step)
+        return step, ops.round(-low / step)
 
-    def _observe(self, value: Any, found: tuple[Any, Any]) -> None:
+    def _observe(self, found: tuple[Any, Any]) -> None:
         self.batches.assign_add(1)
         weight = ops.maximum(1 / ops.cast(self.batches, "float32"), RANGE_MOMENTUM)
         for average, new in zip((self.low, self.high), found, strict=True):

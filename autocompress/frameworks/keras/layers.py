@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -71,6 +72,13 @@ def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
     shared = "".join(letter for letter in weight if letter in result and letter in value)
     written = "".join(letter for letter in weight if letter in result and letter not in value)
     return read, shared, written
+
+
+def einsum_places(layer: keras.layers.EinsumDense, axes: Sequence[int]) -> dict[int, int]:
+    """Axes of the weight → axes of the input, counted from the end; without those that lie before an ellipsis."""
+    source, weight = layer.equation.replace(" ", "").split("->")[0].split(",")
+    fixed = source.split("...")[-1]
+    return {axis: fixed.index(weight[axis]) - len(fixed) for axis in axes if weight[axis] in fixed}
 
 
 def _macs(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> int:

@@ -15,6 +15,8 @@ SGD_RATE, ADAMW_RATE = 0.03, 1e-3
 """Highest rates of the cycle where neither the task nor the model names one."""
 PRUNED_SGD_RATE = 0.06
 """The same for a candidate that has lost channels, as for PyTorch."""
+SHARED_SGD_RATE = 0.1
+"""The same for a shared training, as for PyTorch."""
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
 """Keras decays weights beside the gradient; of SGD with a momentum of 0.9, ten times the usual 5e-4 does the same."""
 GRADIENT_NORM = 5.0
@@ -36,10 +38,10 @@ def optimizer_of(task: Task, model: keras.Model, highest: float | None) -> Any:
     return optimizer
 
 
-def pruned_rate(task: Task, model: keras.Model) -> float | None:
-    """The highest rate for a model that has lost channels; None where the optimizer is the user's own, or not SGD."""
+def uses_default_sgd(task: Task, model: keras.Model) -> bool:
+    """True where the optimizer is not the user's own, and SGD."""
     is_own = task.optimizer is not None or (task.loss is None and is_compiled(task.model))
-    return PRUNED_SGD_RATE if not is_own and batch_norms(model) else None
+    return not is_own and bool(batch_norms(model))
 
 
 class Rates:

@@ -42,7 +42,6 @@ class TorchFramework:
     """PyTorch."""
 
     name = "torch"
-    can_share = True
 
     def __init__(self) -> None:
         self._examples: WeakKeyDictionary[Task, dict[int, Any]] = WeakKeyDictionary()

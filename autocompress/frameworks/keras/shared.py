@@ -1,0 +1,91 @@
+"""One training of the elastic model: in every step another policy is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from autocompress.errors import ModelError
+from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.keras.elastic import Elastic
+from autocompress.frameworks.keras.finetune import Trainer, make_repeatable, teacher_of
+from autocompress.frameworks.keras.optimize import SHARED_SGD_RATE, uses_default_sgd
+from autocompress.frameworks.keras.pruning import Pruning
+from autocompress.frameworks.weights_file import write_whole
+from autocompress.policy import Policy
+from autocompress.task import Task
+
+DONE, EPOCHS = "done", "epochs"
+
+
+class ElasticTraining:
+    """Cycles of training, each of some epochs with a rate that rises and falls.
+
+    Attributes:
+        elastic: what is trained.
+        epochs: finished ones of the present cycle.
+    """
+
+    def __init__(
+        self, task: Task, graph: keras.Model, pruning: Pruning, example: Any, criterion: str, settings: TuneSettings
+    ) -> None:
+        self.task, self.settings = task, settings
+        self.elastic = Elastic(graph, example, pruning, criterion)
+        self.teacher = teacher_of(graph)
+        self.epochs = 0
+
+    def begin(self, epochs: int) -> None:
+        """Start a cycle."""
+        settings = replace(self.settings, epochs=epochs)
+        if settings.learning_rate is None and uses_default_sgd(self.task, self.elastic.model):
+            settings = replace(settings, learning_rate=SHARED_SGD_RATE)
+        self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
+        self.epochs = 0
+
+    def epoch(self, policies: Iterator[Policy], progress: Progress) -> None:
+        """One pass over the training data, a policy for each step.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        seed = self.settings.seed, self.trainer.settings.epochs, self.epochs  # an epoch that is repeated is the same
+        make_repeatable(self.elastic.model, int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31)
+        self.trainer.epoch(np.random.default_rng(seed), progress, lambda: self.elastic.obey(next(policies)))
+        self.epochs += 1
+
+    def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
+        """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""
+        return self.elastic.candidate(policy, removed)
+
+    def save(self, path: Path) -> None:
+        """Write all that the present cycle needs to go on, whole or not at all."""
+        tensors = {name: keras.ops.convert_to_numpy(variable) for name, variable in self._variables().items()}
+        counts = {DONE: np.array(self.trainer.done), EPOCHS: np.array(self.epochs)}
+        stored = save(tensors | counts)
+        write_whole(path, lambda place: place.write_bytes(stored))
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote in a cycle of the same length.
+
+        Raises:
+            ModelError: the file is damaged or of another model.
+        """
+        try:
+            stored = load_file(path)
+            for name, variable in self._variables().items():
+                variable.assign(stored[name])
+            self.trainer.done, self.epochs = int(stored[DONE]), int(stored[EPOCHS])
+        except Exception as error:  # a damaged file fails in any way
+            remedy = "Remove it; the shared training then begins anew."
+            raise ModelError("A shared training goes on from a complete checkpoint", f"{path}: {error}", remedy) from error
+
+    def _variables(self) -> dict[str, Any]:
+        """Of the elastic model and of its optimizer, by place: names are not unique."""
+        held = {"model": self.elastic.model.variables, "optimizer": self.trainer.student.optimizer.variables}
+        return {f"{owner}.{index}": variable for owner, variables in held.items() for index, variable in enumerate(variables)}
