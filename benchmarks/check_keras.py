@@ -2,7 +2,8 @@
 
     python benchmarks/check_keras.py [steps] [mixed] [alike] [--pairs 12] [--seeds 3] [--epochs 3]
 
-steps: what a training step with simulated bits costs beside a plain one (8 bits everywhere, batch 64, ResNet-8 and MobileNetV2).
+steps: what a training step with simulated bits costs beside a plain one (8 bits everywhere, batch 64, ResNet-8 and MobileNetV2),
+and a step of a shared training, in which every step has another policy.
 mixed: 30 % of the channels, 8, 4 and 2 bits, half of the weights zero in one layer, 2:4 in another, one binary layer, trained and
 exported: on how many validation images the IR gives the simulation's class, and which layers run in integer or binary kernels.
 alike: the trained ResNet-8 of experiments/mnist_resnet8 and its weights in Keras; both are compressed by eight policies, trained
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from autocompress.data import to_numpy
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings
 from autocompress.frameworks.keras.finetune import Trainer, teacher_of
 from autocompress.frameworks.keras.framework import KerasFramework
+from autocompress.frameworks.keras.reestimate import calibrate_ranges
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.space import uniform_policy
 from autocompress.target import precision
@@ -58,6 +61,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, BATCH, WARM_UP = 32, 64, 6
 SAMPLES, CHANNEL_STEP = 100, 8
 EXACT, DEVICE = ac.Target(precision="f32"), ac.Target()
+Step = Callable[[], object]
 STEP_BOUND, SAME_CLASS, ACCURACY_BOUND, LATENCY_BOUND = 1.6, 0.97, 0.007, 0.05
 
 
@@ -84,31 +88,52 @@ def quantized(task: ac.Task) -> keras.Model:
     framework = KerasFramework()
     policy = ac.Policy({}, {layer.name: ac.LayerPolicy(8, 8) for layer in framework.inspect(task).layers})
     candidate = framework.compress(task, policy, "l2")
+    calibrate_ranges(task, candidate.model)  # or inputs would pass as they are
     settings = TuneSettings(epochs=10**6, learning_rate=1e-3, distillation=0.0)
     return Trainer(task, candidate.model, settings, teacher_of(framework._graph(task))).student
 
 
+def elastic_step(task: ac.Task, data: tuple[Any, Any]) -> Step:
+    """A step of a shared training: random channels, every layer in 8 bits."""
+    framework = KerasFramework()
+    structure, generator = framework.inspect(task), np.random.default_rng(0)
+    layers = {layer.name: ac.LayerPolicy(8, 8) for layer in structure.layers}
+    training = framework.share(task, "l2", TuneSettings(epochs=1, learning_rate=1e-3, distillation=0.0))
+    training.begin(10**6)
+
+    def step() -> None:
+        ratios = {group.name: float(generator.choice([0, 0.25, 0.5, 0.75])) for group in structure.groups}
+        training.elastic.obey(ac.Policy(ratios, layers))
+        training.trainer.student.train_on_batch(*data)
+
+    return step
+
+
 def check_steps(pairs: int) -> list[str]:
-    """Steps of both kinds in turns; the ratio of their CPU times."""
+    """Steps of all kinds in turns; the ratio of their CPU times to a plain one's."""
     broken = []
     for name, make in step_models().items():
-        plain, generator = fresh(make), np.random.default_rng(0)
-        images = generator.standard_normal((BATCH, *plain.input_shape[1:])).astype(np.float32)
+        model, generator = fresh(make), np.random.default_rng(0)
+        images = generator.standard_normal((BATCH, *model.input_shape[1:])).astype(np.float32)
         data = images, generator.integers(0, 10, BATCH)
-        low = quantized(ac.Task(fresh(make), train=data, valid=data, batch_size=BATCH, name="noise"))
-        for _ in range(WARM_UP):
-            plain.train_on_batch(*data), low.train_on_batch(*data)
-        ratios = [_step_seconds(low, data) / _step_seconds(plain, data) for _ in range(pairs)]
-        ratio = statistics.median(ratios)
-        print(f"{name:14} a quantized step {ratio:.2f}× a plain one, at most {STEP_BOUND}", flush=True)
-        broken += [f"{name}: a step takes {ratio:.2f}"] if ratio > STEP_BOUND else []
+        low, shared = (ac.Task(fresh(make), train=data, valid=data, batch_size=BATCH, name="noise") for _ in range(2))
+        student = quantized(low)
+        plain = partial(model.train_on_batch, *data)
+        steps: dict[str, Step] = {"quantized": partial(student.train_on_batch, *data), "shared": elastic_step(shared, data)}
+        for step in (plain, *steps.values()):
+            for _ in range(WARM_UP):
+                step()
+        for kind, step in steps.items():
+            ratio = statistics.median(_step_seconds(step) / _step_seconds(plain) for _ in range(pairs))
+            print(f"{name:14} a {kind} step takes {ratio:.2f} plain ones, at most {STEP_BOUND}", flush=True)
+            broken += [f"{name}: a {kind} step takes {ratio:.2f}"] if ratio > STEP_BOUND else []
     return broken
 
 
-def _step_seconds(model: keras.Model, data: tuple[Any, Any]) -> float:
+def _step_seconds(step: Step) -> float:
     """CPU seconds of this process: other processes do not count."""
     start = time.process_time()
-    model.train_on_batch(*data)
+    step()
     return time.process_time() - start
 
 

@@ -2,11 +2,10 @@
 
     python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 24]
 
-NAME is an experiment: mnist_resnet8, mnist_mobilenet and words_transformer in PyTorch, mnist_keras_resnet8, mnist_keras_mobilenet and
-words_keras_convolution in Keras. Random policies of a space are tuned one by one from the original, twice with different seeds, and inherit from one shared
-training: without any training of their own, and with one epoch. Accuracies are those of the simulation on the validation data,
-seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `branches` (whole ones may go too), `bits84` and
-`bits842` (a width for each layer).
+NAME is an experiment; by default three in PyTorch and three in Keras. Random policies of a space are tuned one by one from the
+original, twice with different seeds, and inherit from one shared training: without any training of their own, and with one epoch.
+Accuracies are those of the simulation on the validation data, seconds are CPU seconds of this process. The spaces: `channels`
+(8-bit weights), `branches` (whole ones may go too), `bits84` and `bits842` (a width for each layer).
 
 Every result is kept in `runs/check_shared/` as soon as it is there, so that a run can be cut off anywhere and started again; a
 row for each policy is written to `NAME-SPACE.csv` beside it. Ends with exit code 1 if a bound is broken: inherited at least as
@@ -28,8 +27,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-    os.environ.setdefault(variable, "1")  # before a framework is imported: CPU seconds of waiting threads count nothing
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # CPU seconds of threads that wait for each other tell nothing
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import numpy as np
 from scipy.stats import spearmanr

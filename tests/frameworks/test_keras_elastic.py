@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_a_candidate_goes_on_with_the_learned_steps_of_the_channels_that_it_keep
     kept = np.setdiff1d(np.arange(candidate.model.get_layer("conv2").layer.filters * 2), candidate.removed["conv2"])
     learned = elastic_of(trained)._parts["conv2"][1].steps(4)[1]
     np.testing.assert_array_equal(candidate.model.get_layer("conv2").weight.factor.numpy(), learned[..., kept])
+
+
+def test_a_policy_that_came_with_a_checkpoint_leaves_no_trace_either(trained: Any, tmp_path: Path) -> None:
+    elastic, images = elastic_of(trained), CASES.first_digits(8)[0]
+    elastic.obey(ac.Policy({"conv1": 0.5}, {"conv2": ac.LayerPolicy(2, 8, 0.5)}))
+    trained.save(tmp_path / "checkpoint")
+    elastic.obey(ac.Policy())
+    expected = elastic.model(images, training=False).numpy()
+    trained.load(tmp_path / "checkpoint")
+    elastic.obey(ac.Policy())
+    np.testing.assert_array_equal(elastic.model(images, training=False).numpy(), expected)
 
 
 def test_a_policy_leaves_no_trace_in_the_next(trained: Any) -> None:

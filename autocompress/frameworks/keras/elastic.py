@@ -61,6 +61,12 @@ class Elastic:
             weight.obey(kernel, done, reads.get(tensor, {}), writes.get(tensor, {}))
             quantizer.obey(done, _lost_inputs(layer, reads.get(tensor, {}), reads.get(name + INPUTS, {})))
 
+    def refresh(self) -> None:
+        """Look at the variables again, after they were loaded."""
+        for _, weight, quantizer in self._parts.values():
+            weight.refresh()
+            quantizer.refresh()
+
     def removed(self, policy: Policy) -> dict[str, list[int]]:
         """Group → the channels that a policy removes."""
         return self.pruning.least_important(policy.pruning, self.criterion) if policy.pruning else {}

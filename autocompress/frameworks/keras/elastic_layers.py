@@ -15,11 +15,11 @@ from keras import ops
 from numpy.typing import NDArray
 
 from autocompress import grids
-from autocompress.frameworks.keras.inputs import SimulatedInput
+from autocompress.frameworks.keras.inputs import SimulatedInput, range_of_8_bits
 from autocompress.frameworks.keras.kernels import KernelAxes
 from autocompress.frameworks.keras.straight import differentiated, read
 from autocompress.frameworks.keras.weights import LEARNED_BITS, SMALLEST_FACTOR, SimulatedWeight
-from autocompress.policy import FLOAT, LayerPolicy
+from autocompress.policy import FLOAT, Bits, LayerPolicy
 
 WIDTHS = (8, 7, 4, 3, 2)
 """Weight widths that the elastic model knows. Each has a step of its own, so that no width has to live with another's."""
@@ -31,7 +31,8 @@ class ElasticWeight(keras.layers.Layer):
     """A kernel of which a policy silences inputs, sets some to zero and puts the rest on a grid.
 
     Its variables:
-        mask: 1 for what is kept.
+        reads: 1 for the input channels that are kept, broadcast against the kernel.
+        mask: 0 where a weight is zero.
         chosen: 1 for the width that is in force; nothing for float.
         clip, factor: of each width; see `SimulatedWeight`.
     """
@@ -47,16 +48,20 @@ class ElasticWeight(keras.layers.Layer):
             weight.start(kernel)
         steps = (len(WIDTHS), *axes.step_shape)
         options = {"dtype": "float32", "autocast": False}
+        read_shape = tuple(size if axis in axes.inputs else 1 for axis, size in enumerate(axes.shape))
+        self.reads = self.add_weight(name="reads", shape=read_shape, initializer="ones", trainable=False, **options)
         self.mask = self.add_weight(name="mask", shape=axes.shape, initializer="ones", trainable=False, **options)
         self.chosen = self.add_weight(name="chosen", shape=(len(WIDTHS),), initializer="zeros", trainable=False, **options)
         self.clip = self.add_weight(name="clip", shape=steps, initializer="zeros", trainable=False, **options)
         self.factor = self.add_weight(name="factor", shape=steps, initializer="ones", **options)
         self.clip.assign(np.stack([ops.convert_to_numpy(weight.clip) for weight in grown]))
+        self.width: Bits = FLOAT
+        self.is_sparse = False
         self.built = True
 
     def call(self, kernel: Any) -> Any:
         """The kernel under the policy."""
-        kept = kernel * read(self.mask)
+        kept = kernel * read(self.reads) * read(self.mask)
         chosen = read(self.chosen)
         clip, factor = self._in_force(chosen, self.clip), ops.maximum(self._in_force(chosen, self.factor), SMALLEST_FACTOR)
         limit, is_learned = (ops.sum(chosen * ops.convert_to_tensor(row, "float32")) for row in _TRAITS)
@@ -76,11 +81,21 @@ class ElasticWeight(keras.layers.Layer):
             reads: input channels that it loses, by axis.
             writes: output channels that it loses, by axis.
         """
-        self.chosen.assign(np.array([bits == layer.weights for bits in WIDTHS], np.float32))
-        kept = _kept(self.axes.shape, reads)
-        if layer.sparsity:
-            kept = self._zeros(ops.convert_to_numpy(kernel), layer, {**writes, **reads})
-        self.mask.assign(kept)
+        if layer.weights != self.width:
+            self.width = layer.weights
+            self.chosen.assign(np.array([bits == layer.weights for bits in WIDTHS], np.float32))
+        self.reads.assign(_kept(self.reads.shape, reads))
+        if layer.sparsity or self.is_sparse:
+            self.is_sparse = layer.sparsity > 0
+            lost = {**writes, **reads}
+            dense = np.ones(self.axes.shape, np.float32)
+            self.mask.assign(self._zeros(ops.convert_to_numpy(kernel), layer, lost) if self.is_sparse else dense)
+
+    def refresh(self) -> None:
+        """Look at the variables again, after they were loaded."""
+        chosen = ops.convert_to_numpy(self.chosen)
+        self.width = WIDTHS[int(chosen.argmax())] if chosen.any() else FLOAT
+        self.is_sparse = bool((ops.convert_to_numpy(self.mask) == 0).any())
 
     def steps(self, bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """`clip` and `factor` of a width."""
@@ -129,26 +144,44 @@ class ElasticInput(SimulatedInput):
         self.masks = {str(axis): self._flag(f"mask{-axis}", shape, "ones") for axis, shape in shapes.items()}
         self.quantizes = self._flag("quantizes", (), "zeros")
         self._tracker.lock()
+        self.is_float = True
 
     def call(self, value: Any, training: bool = False) -> Any:
         """The value on its grid, or as it is."""
+        return ops.cond(read(self.quantizes) > 0, lambda: self._quantized(value, training), lambda: value)
+
+    def _quantized(self, value: Any, training: bool) -> Any:
         if not training:
-            return ops.where(read(self.quantizes) > 0, super().call(value), value)
-        step, zero = self.grid_of(*map(ops.stop_gradient, self.range_of(value)))
-        return ops.where(read(self.quantizes) > 0, self.on_grid(value, step, zero), value)
+            return super().call(value)
+        return self.on_grid(value, *self.grid_of(*map(ops.stop_gradient, self.range_of(value))))
 
     def range_of(self, value: Any) -> tuple[Any, Any]:
-        """That of the channels that are read."""
+        """That of the channels that are read. Each channel's own range is taken first: that is one pass over the data less."""
+        kept = [0, *(len(value.shape) + int(axis) for axis in self.masks)]
+        others = [axis for axis in range(len(value.shape)) if axis not in kept]
+        ends = (reduce(value, others, keepdims=True) if others else value for reduce in (ops.min, ops.max))
+        low, high = (self._silenced(end) for end in ends)
+        return range_of_8_bits(low, high)
+
+    def _silenced(self, value: Any) -> Any:
         for mask in self.masks.values():
             value = value * ops.cast(mask, value.dtype)
-        return super().range_of(value)
+        return value
 
     def obey(self, layer: LayerPolicy, lost: Lost) -> None:
         """Follow a policy; `lost` are the channels that are not read any more, by axis from the end."""
-        self.forget()
-        self.quantizes.assign(float(layer.activations != FLOAT))
+        if self.is_seen:
+            self.forget()
+        if self.is_float != (layer.activations == FLOAT):
+            self.is_float = not self.is_float
+            self.quantizes.assign(float(not self.is_float))
         for axis, mask in self.masks.items():
             mask.assign(_kept(mask.shape, {0: lost.get(int(axis), np.zeros(0, np.int64))}))
+
+    def refresh(self) -> None:
+        """Look at the variables again, after they were loaded."""
+        super().refresh()
+        self.is_float = not float(ops.convert_to_numpy(self.quantizes))
 
     def _flag(self, name: str, shape: tuple[int, ...], start: str) -> Any:
         return self.add_weight(name=name, shape=shape, initializer=start, dtype="float32", trainable=False, autocast=False)

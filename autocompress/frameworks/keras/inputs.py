@@ -131,10 +131,15 @@ def _range_of(value: Any, bits: int) -> tuple[Any, Any]:
     if bits == 1:
         return 0.0, _upper_level(value)
     if bits == 8:
-        axes = tuple(range(1, len(value.shape)))
-        low, high = ops.min(value, axes), ops.max(value, axes)
-        return ops.minimum(ops.mean(low), 0), ops.maximum(ops.mean(ops.maximum(high, -low)), SMALLEST_RANGE)
+        return range_of_8_bits(value, value)
     return _clipped(ops.convert_to_numpy(value), 2**bits - 1)
+
+
+def range_of_8_bits(lowest: Any, highest: Any) -> tuple[Any, Any]:
+    """The range of a batch, from its values or from the lowest and highest of parts of each sample."""
+    axes = tuple(range(1, len(lowest.shape)))
+    low, high = ops.min(lowest, axes), ops.max(highest, axes)
+    return ops.minimum(ops.mean(low), 0), ops.maximum(ops.mean(ops.maximum(high, -low)), SMALLEST_RANGE)
 
 
 def _clipped(value: NDArray[Any], largest_code: int) -> tuple[float, float]:

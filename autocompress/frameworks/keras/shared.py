@@ -80,6 +80,7 @@ class ElasticTraining:
             stored = load_file(path)
             for name, variable in self._variables().items():
                 variable.assign(stored[name])
+            self.elastic.refresh()
             self.trainer.done, self.epochs = int(stored[DONE]), int(stored[EPOCHS])
         except Exception as error:  # a damaged file fails in any way
             remedy = "Remove it; the shared training then begins anew."
