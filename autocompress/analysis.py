@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from autocompress.decision import Decision
 from autocompress.foresight import Foresight
 from autocompress.policy import Policy
 from autocompress.setup import open_space
+from autocompress.space import SearchSpace
 from autocompress.strategy.sensitivity import alone
 from autocompress.task import Task
 from autocompress.watch import Watcher
@@ -76,7 +78,11 @@ def analyze(task: Task, config: SearchConfig, watcher: Watcher | None = None) ->
     """
     watcher = watcher or Watcher()
     bench, space, fingerprint = open_space(task, config, watcher)
-    foresight = Foresight(bench, space, fingerprint, watcher)
+    with closing(bench.framework):
+        return _analyzed(task, space, Foresight(bench, space, fingerprint, watcher))
+
+
+def _analyzed(task: Task, space: SearchSpace, foresight: Foresight) -> Analysis:
     probed = foresight.sensitivities()
     whole = foresight.predictor.estimate(Policy())
     found = []

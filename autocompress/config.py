@@ -118,6 +118,8 @@ class SearchConfig(CompressionConfig):
         keep: which trials keep their models on disk.
         keep_inert: search also what buys nothing on the target according to the probe.
         gate_slack: an untrained candidate may exceed the budget by this fraction before it is given up.
+        isolate: make and train the candidates of a Keras model in a worker process that is replaced now and then, since a process
+            grows with every model. The worker loads the task from its file. PyTorch models do not need it.
     """
 
     task: str | None = None
@@ -135,6 +137,7 @@ class SearchConfig(CompressionConfig):
     keep: Literal["front", "all"] = "front"
     keep_inert: bool = False
     gate_slack: float = Field(0.1, ge=0)
+    isolate: bool = True
     recorded: Recorded | None = None
 
     @field_validator("budget", "max_time", "max_accuracy_drop", "max_size", mode="before")

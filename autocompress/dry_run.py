@@ -8,7 +8,7 @@ import time
 from autocompress import baselines
 from autocompress.config import SearchConfig
 from autocompress.frameworks.base import Candidate
-from autocompress.setup import prepare
+from autocompress.setup import Prepared, prepare
 from autocompress.task import Task
 from autocompress.timed_run import trial_limit
 from autocompress.trial import Workbench
@@ -29,6 +29,11 @@ def dry_run(task: Task, config: SearchConfig) -> str:
         UserError: what a search would refuse.
     """
     prepared = prepare(task, config)
+    with contextlib.closing(prepared.bench.framework):
+        return _estimated(prepared, config)
+
+
+def _estimated(prepared: Prepared, config: SearchConfig) -> str:
     bench, space = prepared.bench, prepared.space
     budget_ms = prepared.budget_ms(config)
     prepared.require_reachable(config)

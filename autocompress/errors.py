@@ -13,7 +13,8 @@ AutocompressError
 ├── StageError           one trial failed; it is recorded and the search goes on
 │   ├── ConversionError  the model could not be turned into the IR that the policy asks for
 │   ├── DivergedError    the loss became NaN or infinite
-│   └── HopelessError    after its first epoch a candidate had learned hardly anything
+│   ├── HopelessError    after its first epoch a candidate had learned hardly anything
+│   └── WorkerError      the process in which a trial ran has died, or raised an exception of a class that is not known here
 ├── OutOfTimeError       a time limit passed in the middle of a trial, which a resumed run goes on with
 └── DiskFullError        the run folder's disk is full; the search stops with the best so far complete
 """
@@ -82,6 +83,10 @@ class DivergedError(StageError):
 
 class HopelessError(StageError):
     """Fine-tuning was ended early, because it led nowhere."""
+
+
+class WorkerError(StageError):
+    """The process in which a trial ran has died, or raised an exception of a class that is not known here."""
 
 
 class OutOfTimeError(AutocompressError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -21,7 +21,7 @@ from autocompress.report.page import write_report
 from autocompress.report.tables import write_tables
 from autocompress.result import Result
 from autocompress.run_folder import RunFolder
-from autocompress.setup import Prepared, prepare
+from autocompress.setup import Prepared, closed_on_failure, prepare
 from autocompress.space import preset_names
 from autocompress.task import Task
 from autocompress.trial import TrialRunner
@@ -58,10 +58,11 @@ class Run:
         self.folder.create()
         with self.folder.locked():
             self._prepare()
-            try:
-                yield
-            finally:
-                self._write_results()
+            with closing(self.bench.framework):
+                try:
+                    yield
+                finally:
+                    self._write_results()
 
     def run_trial(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
         """Run a plan, or what is left of it; `best` and the tables follow."""
@@ -130,12 +131,13 @@ class Run:
         self.watcher.say("Looking at the model and the target")
         self.prepared: Prepared = prepare(self.task, self.config, known, self.watcher, self._time_left())
         self.bench, self.space = self.prepared.bench, self.prepared.space
-        self.budget_ms = self.prepared.budget_ms(self.config)
-        self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
-        self.folder.records()  # a damaged one ends here
-        self.runner = TrialRunner(self.bench, self.folder, self.watcher)
-        self._refuse_what_cannot_work()
-        self._write_identity()
+        with closed_on_failure(self.bench.framework):
+            self.budget_ms = self.prepared.budget_ms(self.config)
+            self.objectives: Sequence[Objective] = self.config.objectives or self.space.spec.objectives
+            self.folder.records()  # a damaged one ends here
+            self.runner = TrialRunner(self.bench, self.folder, self.watcher)
+            self._refuse_what_cannot_work()
+            self._write_identity()
 
     def _time_left(self) -> float | None:
         """Seconds until a limit; None without one."""

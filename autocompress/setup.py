@@ -6,15 +6,16 @@ Nothing is written here, so whatever is wrong leaves an existing run untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autocompress.capabilities import Capabilities
-from autocompress.config import CompressionConfig, SearchConfig
+from autocompress.config import SearchConfig
 from autocompress.device import Fingerprint
 from autocompress.errors import ConfigError, RunFolderError, StageError, TaskError
-from autocompress.frameworks.base import framework_of
+from autocompress.frameworks.base import Framework, framework_of
 from autocompress.policy import Policy
 from autocompress.record import Plan
 from autocompress.space import SearchSpace, SpaceSpec, build_space, load_space_spec, uniform_policy
@@ -90,13 +91,14 @@ class Prepared:
 
 
 def open_bench(
-    task: Task, config: CompressionConfig, known: Mapping[str, Any] | None = None
+    task: Task, config: SearchConfig, say: Callable[[str], None], known: Mapping[str, Any] | None = None
 ) -> tuple[Workbench, Fingerprint, dict[str, Any]]:
-    """The workbench for a task, the target's fingerprint and the run's identity.
+    """The workbench for a task, the target's fingerprint and the run's identity. Its framework is to be closed.
 
     Args:
         task: what is compressed.
         config: how.
+        say: told what is worth a line.
         known: the run.json of the run that is resumed.
 
     Raises:
@@ -129,10 +131,23 @@ def open_bench(
         raise TaskError("The model runs on a batch of the train data", f"{type(error).__name__}: {error}") from error
     if not structure.layers:
         raise TaskError("The model has at least one convolution or linear layer", "none")
+    if config.isolate:
+        framework = framework.isolated(task, say)
+    with closed_on_failure(framework):
+        try:
+            return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
+        except StageError as error:
+            raise TaskError("The model can be converted to OpenVINO", str(error)) from error
+
+
+@contextmanager
+def closed_on_failure(framework: Framework) -> Iterator[None]:
+    """Close the framework if what follows raises."""
     try:
-        return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
-    except StageError as error:
-        raise TaskError("The model can be converted to OpenVINO", str(error)) from error
+        yield
+    except BaseException:
+        framework.close()
+        raise
 
 
 def prepare(
@@ -142,7 +157,7 @@ def prepare(
     watcher: Watcher | None = None,
     seconds: float | None = None,
 ) -> Prepared:
-    """Everything a search needs to know before its first trial.
+    """Everything a search needs to know before its first trial. The workbench's framework is to be closed.
 
     A run is resumed with what was probed when it began, so that its space stays what it was.
 
@@ -157,33 +172,35 @@ def prepare(
         SpaceError: the space does not fit the model.
         And what `open_bench` raises.
     """
-    spec = load_space_spec(config.space)
-    bench, found, identity = open_bench(task, config, known)
-    asks = spec.has_choices and not config.keep_inert
-    can = _capabilities(config, known, watcher or Watcher(), seconds) if asks else None
-    space = build_space(spec, bench.structure, can, config.objectives)
-    identity["space"] = space_identity(spec)
-    if known:
-        require_same(known["identity"], identity)
-    failed: list[str] = []
-    try:
-        landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space, failed)
-    except StageError as error:
-        raise TaskError("The model can be converted and quantized", str(error)) from error
-    return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, can, identity, landmarks)
+    spec, watcher = load_space_spec(config.space), watcher or Watcher()
+    bench, found, identity = open_bench(task, config, watcher.say, known)
+    with closed_on_failure(bench.framework):
+        asks = spec.has_choices and not config.keep_inert
+        can = _capabilities(config, known, watcher, seconds) if asks else None
+        space = build_space(spec, bench.structure, can, config.objectives)
+        identity["space"] = space_identity(spec)
+        if known:
+            require_same(known["identity"], identity)
+        failed: list[str] = []
+        try:
+            landmarks = Landmarks(**known["landmarks"]) if known else _landmarks(bench, space, failed)
+        except StageError as error:
+            raise TaskError("The model can be converted and quantized", str(error)) from error
+        return Prepared(bench, replace(space, notes=(*space.notes, *failed)), found, can, identity, landmarks)
 
 
 def open_space(task: Task, config: SearchConfig, watcher: Watcher) -> tuple[Workbench, SearchSpace, Fingerprint]:
-    """The workbench, the space and the target's fingerprint, for a look without a run.
+    """The workbench, the space and the target's fingerprint, for a look without a run. The framework is to be closed.
 
     Raises:
         SpaceError: the space does not fit the model.
         And what `open_bench` raises.
     """
     spec = load_space_spec(config.space)
-    bench, found, _ = open_bench(task, config)
-    can = None if config.keep_inert or not spec.has_choices else _capabilities(config, None, watcher, None)
-    return bench, build_space(spec, bench.structure, can, config.objectives), found
+    bench, found, _ = open_bench(task, config, watcher.say)
+    with closed_on_failure(bench.framework):
+        can = None if config.keep_inert or not spec.has_choices else _capabilities(config, None, watcher, None)
+        return bench, build_space(spec, bench.structure, can, config.objectives), found
 
 
 def _capabilities(

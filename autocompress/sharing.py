@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from autocompress.device import Fingerprint
-from autocompress.errors import DivergedError
+from autocompress.errors import DivergedError, WorkerError
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, TrialRecord
 from autocompress.run_folder import RunFolder
@@ -123,7 +123,7 @@ class Sharing:
         tuning = SharedTuning(screen, training, sampler, epochs, self.folder, self.watcher, cycles, most_seconds)
         try:
             state = tuning.run()
-        except DivergedError as error:
+        except (DivergedError, WorkerError) as error:
             if decision.shared:
                 raise
             self._keep(decision, False, f"the shared training failed: {error}")

@@ -73,6 +73,8 @@ class Task:
     name: str = "task"
 
     def __post_init__(self) -> None:
+        self.origin: str | None = None
+        """The file that it is from, as `load_task` takes it: another process can load it again."""
         if self.epochs < 1:
             raise TaskError("epochs is at least 1", self.epochs)
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -134,6 +136,7 @@ def load_task(reference: str | Path) -> Task:
         ) from error
     if not isinstance(task, Task):
         raise TaskError(f"{path_text} defines an autocompress.Task", f"a {type(task).__name__}")
+    task.origin = absolute_reference(str(reference))
     return task
 
 

@@ -36,6 +36,7 @@ EVERYTHING: dict[str, Any] = {
     "keep_inert": True,
     "keep": "all",
     "gate_slack": 0.2,
+    "isolate": False,
     "target": {
         "device": "GPU",
         "threads": 2,
@@ -126,6 +127,7 @@ def test_the_resolved_configuration_loads_again_to_the_same(tmp_path: Path) -> N
             "max_accuracy_drop": st.sampled_from([0, 0.01, "1%", "0.5"]),
             "max_time": st.sampled_from(["90", 90, 1.5, "8m"]),
             "gate_slack": st.floats(0, 10),
+            "isolate": st.booleans(),
             "seed": st.integers(0, 2**16),
             "fine_tuning": st.fixed_dictionaries(
                 {}, optional={"learning_rate": st.floats(1e-9, 10), "epochs": st.integers(1, 9)}

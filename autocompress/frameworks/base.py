@@ -100,6 +100,19 @@ class Framework(Protocol):
 
     name: str
 
+    def isolated(self, task: Task, say: Callable[[str], None]) -> Framework:
+        """The framework for the trials of a task, which may do its work in a process of its own.
+
+        Args:
+            task: of the trials.
+            say: told why they run in this process, where they better would not.
+        """
+        ...
+
+    def close(self) -> None:
+        """End that process. What is called afterwards may fail."""
+        ...
+
     def digest(self, task: Task) -> str:
         """A hash of the model's architecture and weights."""
         ...

@@ -87,6 +87,10 @@ class BasePruning(ABC):
             self._scores[criterion] = self._importance().scores(self.groups, criterion)
         return self._scores[criterion]
 
+    def rank_as(self, criterion: str, scores: Mapping[str, Scores]) -> None:
+        """Take another process's scores: a loader that draws anew would give others here."""
+        self._scores[criterion] = dict(scores)
+
     def least_important(self, ratios: Mapping[str, float], criterion: str) -> dict[str, list[int]]:
         """Group → the channels that go.
 

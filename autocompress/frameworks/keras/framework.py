@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
-from autocompress.frameworks.base import Candidate, Progress, SharedTraining, TuneSettings
+from autocompress.frameworks.base import Candidate, Framework, Progress, SharedTraining, TuneSettings
 from autocompress.frameworks.keras.backends import converted
 from autocompress.frameworks.keras.calls import example_inputs, predicted, require_fitting
 from autocompress.frameworks.keras.finetune import fine_tune
 from autocompress.frameworks.keras.gradual import prune_gradually
 from autocompress.frameworks.keras.graph import functional
+from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import loss_of
 from autocompress.frameworks.keras.optimize import PRUNED_SGD_RATE, uses_default_sgd
@@ -52,6 +53,13 @@ class KerasFramework:
         self._graphs: WeakKeyDictionary[Task, keras.Model] = WeakKeyDictionary()
         self._examples: WeakKeyDictionary[Task, dict[int, Inputs]] = WeakKeyDictionary()
         self._prunings: WeakKeyDictionary[Task, Pruning] = WeakKeyDictionary()
+
+    def isolated(self, task: Task, say: Callable[[str], None]) -> Framework:
+        """The framework with a worker process, in which candidates are made: a process grows with every model."""
+        return isolated(self, task, say)
+
+    def close(self) -> None:
+        """There is no process to end."""
 
     def digest(self, task: Task) -> str:
         """A hash of the architecture and of every weight."""
@@ -106,15 +114,22 @@ class KerasFramework:
         """Group name → importance of each of its channels, also of groups that are not proven."""
         return self._pruning(task).scores(criterion)
 
+    def rank_as(self, task: Task, criterion: str, scores: Mapping[str, Sequence[float]]) -> None:
+        """Take another process's scores for this criterion."""
+        self._pruning(task).rank_as(criterion, {name: np.array(of_group, float) for name, of_group in scores.items()})
+
+    def removed(self, task: Task, policy: Policy, criterion: str) -> dict[str, list[int]]:
+        """Group → its channels that a policy removes."""
+        return self._pruning(task).least_important(policy.pruning, criterion) if policy.pruning else {}
+
     def compress(
         self, task: Task, policy: Policy, criterion: str, removed: Mapping[str, Sequence[int]] | None = None
     ) -> Candidate:
         """Prune physically, then simulate the policy's bits and zeros."""
         model = self._graph(task)
         if policy.pruning:
-            pruning = self._pruning(task)
-            removed = pruning.least_important(policy.pruning, criterion) if removed is None else removed
-            model = remove_channels(model, pruning.groups, removed)
+            removed = self.removed(task, policy, criterion) if removed is None else removed
+            model = remove_channels(model, self._pruning(task).groups, removed)
         macs = {layer.name: layer.macs for layer in layers_of(model, self._example(task, 1))}
         return Candidate(simulate(model, policy), policy, macs, removed or {})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ class TorchFramework:
     def __init__(self) -> None:
         self._examples: WeakKeyDictionary[Task, dict[int, Any]] = WeakKeyDictionary()
         self._prunings: WeakKeyDictionary[Task, Pruning] = WeakKeyDictionary()
+
+    def isolated(self, task: Task, say: Callable[[str], None]) -> TorchFramework:
+        """Itself: PyTorch does not grow with every model."""
+        return self
+
+    def close(self) -> None:
+        """There is no process to end."""
 
     def digest(self, task: Task) -> str:
         """A hash of the printed architecture and of every weight."""
