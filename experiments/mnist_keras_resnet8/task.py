@@ -28,7 +28,7 @@ def original(batches: Batches) -> keras.Model:
 
 
 def make_task() -> ac.Task:
-    """The task of this experiment. With a loss of its own, candidates are trained by autocompress' own optimizer, as in PyTorch."""
+    """The task of this experiment. Since it names its loss, candidates get the optimizer that PyTorch's have."""
     parts = distorted_mnist.splits()
     return ac.Task(
         original(ChannelsLast(distorted_mnist.DistortedBatches(*parts["train"], seed=1))),
