@@ -84,3 +84,28 @@ def loss_of(model: Any, task: Any) -> float:
     words, languages = task.valid
     with torch.no_grad():
         return float(torch.nn.functional.cross_entropy(model(words), languages))
+
+
+def test_the_keras_resnet_is_the_one_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [EXPERIMENTS.parent / "benchmarks", EXPERIMENTS / "mnist_resnet8", EXPERIMENTS / "mnist_keras_resnet8", EXPERIMENTS]
+    monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])
+    import check_keras
+    import resnet
+
+    torch.manual_seed(0)
+    model = resnet.ResNet8(check_keras.WIDTH).eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)  # of batch norms: as they begin, they do next to nothing
+    images = torch.rand(4, 1, 28, 28)
+    theirs = model(images).detach().numpy()
+    ours = check_keras.transferred(model)(np.moveaxis(images.numpy(), 1, -1), training=False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.ptp(theirs))
+
+
+def test_the_convolution_of_words_has_channels_to_lose(few_words: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "keras_originals", raising=False)
+    task = load_task(EXPERIMENTS / "words_keras_convolution/task.py")
+    groups = framework_of(task.model).inspect(task).groups
+    assert [group.name for group in groups] == ["conv1", "conv2", "conv3"]
+    assert task.splits["train"].is_arrays
