@@ -17,6 +17,7 @@ from autocompress.frameworks.keras.graph import functional, heavy_layers, layers
 from autocompress.frameworks.keras.inspect import prove
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.nodes import as_argument
+from autocompress.frameworks.keras.one_dimensional import as_images
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.simulate import settle, simulate
 from autocompress.frameworks.keras.trace import channel_groups
@@ -94,7 +95,7 @@ class KerasChain(NetworkChain):
     def convert(self) -> None:
         """To OpenVINO, with the weights on their 8-bit grids."""
         self.ask_for_8_bits(layers_of(self.pruned, self.example))
-        plain, codes = settle(simulate(self.pruned, self.policy))
+        plain, codes = as_images(*settle(simulate(self.pruned, self.policy)))
         self.converted = Converted(convert(plain, self.example), codes)
 
     def sample(self) -> Any:

@@ -20,6 +20,7 @@ from autocompress.errors import ConversionError
 from autocompress.frameworks.keras.graph import heavy_layers
 from autocompress.frameworks.keras.kernels import kernel_of
 from autocompress.frameworks.keras.nodes import as_argument
+from autocompress.frameworks.keras.recurrent import unrolled
 from autocompress.target.layer_names import LAYER_TAG, name_layers
 from autocompress.target.precision import HEAVY_OPERATIONS
 
@@ -46,7 +47,8 @@ def convert(model: keras.Model, example: Inputs) -> ov.Model:
     logging.getLogger("openvino").setLevel(logging.ERROR)
     try:
         layers = heavy_layers(model)
-        converted = _translated(model, example, [kernel_of(layer) for layer in layers.values()])
+        with unrolled(model):
+            converted = _translated(model, example, [kernel_of(layer) for layer in layers.values()])
         _tag_layers(converted, list(layers))
         _fill_in_kernels(converted, [keras.ops.convert_to_numpy(kernel_of(layer)) for layer in layers.values()])
         apply_moc_transformations(converted, cf=False, smart_reshape=True)

@@ -25,6 +25,7 @@ from autocompress.frameworks.keras.graph import functional
 from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import loss_of
+from autocompress.frameworks.keras.one_dimensional import as_images
 from autocompress.frameworks.keras.optimize import PRUNED_SGD_RATE, uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
@@ -169,6 +170,6 @@ class KerasFramework:
 
     def to_openvino(self, task: Task, candidate: Candidate, batch: int) -> Converted:
         """Convert a plain copy whose kernels lie on their grids."""
-        plain, codes = settle(candidate.model)
+        plain, codes = as_images(*settle(candidate.model))
         ranges = input_ranges(candidate.model)
         return Converted(converted(plain, self._example(task, batch)), codes, input_ranges=ranges)
