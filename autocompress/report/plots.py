@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -100,11 +101,13 @@ def _color_by_size(figure: Figure, axes: Axes, front: pd.DataFrame, column: str)
 
 
 def _draw_baselines(axes: Axes, baselines: pd.DataFrame) -> None:
+    """Squares with names, below and above in turns, since neighbours may be close."""
+    baselines = baselines.sort_values("latency_ms", ascending=False)
     latency, accuracy = baselines["latency_ms"], baselines["accuracy_valid"]
     axes.scatter(latency, accuracy, marker="s", s=46, facecolors="none", edgecolors=BASELINE, lw=1.4, label="baselines", zorder=4)
-    for source, x, y in zip(baselines["source"], latency, accuracy, strict=True):
+    for source, x, y, height in zip(baselines["source"], latency, accuracy, cycle((-12, 6)), strict=False):
         label = source.removeprefix("baseline:")
-        axes.annotate(label, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8, color=BASELINE)
+        axes.annotate(label, (x, y), xytext=(6, height), textcoords="offset points", fontsize=8, color=BASELINE)
 
 
 def _draw_budget(axes: Axes, budget_ms: float) -> None:
