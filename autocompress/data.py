@@ -131,6 +131,13 @@ class Split:
         return samples[:count]
 
     @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name or place of each input → its shape for one sample, of the first one."""
+        inputs = next(self.numpy()).inputs
+        named = inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
+        return {str(name): tuple(array.shape[1:]) for name, array in named.items()}
+
+    @property
     def length(self) -> int | None:
         """Samples, where that is known without reading them."""
         if self.is_arrays:

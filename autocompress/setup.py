@@ -129,6 +129,8 @@ def open_bench(
         raise
     except Exception as error:  # the user's model runs here for the first time
         raise TaskError("The model runs on a batch of the train data", f"{type(error).__name__}: {error}") from error
+    if not config.target.dynamic:
+        _require_alike(task)
     if not structure.layers:
         raise TaskError("The model has at least one convolution or linear layer", "none")
     if config.isolate:
@@ -138,6 +140,16 @@ def open_bench(
             return Workbench(task, framework, structure, config, known["reference_ms"] if known else 0.0), found, identity
         except StageError as error:
             raise TaskError("The model can be converted to OpenVINO", str(error)) from error
+
+
+def _require_alike(task: Task) -> None:
+    """Check that all data can be given to a model that is deployed for the shapes of the train data, some perhaps by names."""
+    shapes = task.splits["train"].input_shapes
+    for name, split in task.splits.items():
+        found = split.input_shapes
+        if found != shapes and (found.keys() == shapes.keys() or sorted(found.values()) != sorted(shapes.values())):
+            remedy = "Give all data the same inputs, or say target.dynamic."
+            raise TaskError(f"The {name} data have the shapes of the train data, {shapes}", found, remedy)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from autocompress.frameworks.keras.gradual import prune_gradually
 from autocompress.frameworks.keras.graph import functional
 from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
-from autocompress.frameworks.keras.losses import loss_of
+from autocompress.frameworks.keras.losses import require_loss
 from autocompress.frameworks.keras.one_dimensional import as_images
 from autocompress.frameworks.keras.optimize import PRUNED_SGD_RATE, uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
@@ -99,7 +99,7 @@ class KerasFramework:
     def inspect(self, task: Task) -> Structure:
         """Layers and proven dependency groups."""
         if task.fine_tune is None:
-            loss_of(task)  # there is one
+            require_loss(task, self._graph(task))
         return self.structure(task)
 
     def structure(self, task: Task) -> Structure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -9,14 +10,19 @@ from keras import ops
 
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import TuneSettings
-from autocompress.frameworks.keras.calls import outputs_of
+from autocompress.frameworks.keras.calls import arrays, call, outputs_of
 from autocompress.frameworks.keras.features import FeaturePairs
 from autocompress.frameworks.keras.nodes import graph_of
+from autocompress.frameworks.proof import first_line
 from autocompress.task import Task
 
 TEMPERATURE = 3.0
 """Of distillation; Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2."""
 SMALLEST_PROBABILITY = 1e-7
+FUNCTION_NODE = re.compile(r"\{\{.*?\}\} *")
+"""TensorFlow's name of the place where an error came from."""
+FEW = 2
+"""Samples that tell whether a loss takes them."""
 
 
 def loss_of(task: Task) -> dict[str, Any]:
@@ -31,6 +37,30 @@ def loss_of(task: Task) -> dict[str, Any]:
         remedy = "Call model.compile(loss=...) or say Task(..., loss=...)."
         raise TaskError("A Keras model that is fine-tuned has a loss", f"{task.model.name}, which is not compiled", remedy)
     return {"loss": task.model.loss, "loss_weights": task.model._compile_loss._user_loss_weights}
+
+
+def require_loss(task: Task, graph: keras.Model) -> None:
+    """Check that there is a loss, and that it takes what the model gives for some train data.
+
+    Args:
+        task: with data and loss.
+        graph: the task's model as a graph; its weights and how it was compiled stay as they are.
+
+    Raises:
+        TaskError: it does not.
+    """
+    options = loss_of(task)
+    batch = next(task.splits["train"].batches()).map(lambda array: arrays(array)[:FEW])
+    outputs = call(graph, batch.inputs)
+    measured = keras.Model(graph_of(graph).input, graph_of(graph).output)
+    try:
+        measured.compile(**options, run_eagerly=True, jit_compile=False)
+        measured.compute_loss(x=None, y=batch.targets, y_pred=outputs, sample_weight=batch.weights, training=False)
+    except Exception as error:  # of any library
+        shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in graph.outputs)
+        received = f"{type(error).__name__}: {FUNCTION_NODE.sub('', first_line(error))}"
+        remedy = f"Each sample's outputs have the shapes {shapes}; give it targets that fit."
+        raise TaskError("The loss takes the model's outputs and the targets of the train data", received, remedy) from error
 
 
 def is_compiled(model: keras.Model) -> bool:
