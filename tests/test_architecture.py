@@ -53,6 +53,7 @@ CONFINED = {
         "target",
         "frameworks.torch.convert",
         "frameworks.keras.convert",
+        "frameworks.keras.recurrent",
         "frameworks.keras.backends",
         "trial",
         "deploy",

@@ -20,7 +20,7 @@ from autocompress.errors import ConversionError
 from autocompress.frameworks.keras.graph import heavy_layers
 from autocompress.frameworks.keras.kernels import kernel_of
 from autocompress.frameworks.keras.nodes import as_argument
-from autocompress.frameworks.keras.recurrent import unrolled
+from autocompress.frameworks.keras.recurrent import MARKER, marked, marker_shape, put_sequences, sequence_layers, unrolled
 from autocompress.target.layer_names import LAYER_TAG, name_layers
 from autocompress.target.precision import HEAVY_OPERATIONS
 
@@ -47,8 +47,10 @@ def convert(model: keras.Model, example: Inputs) -> ov.Model:
     logging.getLogger("openvino").setLevel(logging.ERROR)
     try:
         layers = heavy_layers(model)
+        recurrent = sequence_layers(model)
         with unrolled(model):
-            converted = _translated(model, example, [kernel_of(layer) for layer in layers.values()])
+            converted = _translated(model, example, [kernel_of(layer) for layer in layers.values()], recurrent)
+        put_sequences(converted, recurrent)
         _tag_layers(converted, list(layers))
         _fill_in_kernels(converted, [keras.ops.convert_to_numpy(kernel_of(layer)) for layer in layers.values()])
         apply_moc_transformations(converted, cf=False, smart_reshape=True)
@@ -58,19 +60,21 @@ def convert(model: keras.Model, example: Inputs) -> ov.Model:
     return converted
 
 
-def _translated(model: keras.Model, example: Inputs, kernels: Sequence[Any]) -> ov.Model:
-    """OpenVINO's operations for those of TensorFlow, one by one, with the kernels behind the model's own inputs."""
+def _translated(model: keras.Model, example: Inputs, kernels: Sequence[Any], recurrent: Sequence[keras.layers.Layer]) -> ov.Model:
+    """OpenVINO's operations for those of TensorFlow, one by one, with kernels and markers behind the model's own inputs."""
     import tensorflow as tf
 
     named = isinstance(example, dict)
     shapes = [(example[tensor.name] if named else example[i]).shape for i, tensor in enumerate(model.inputs)]  # type: ignore[index]
     signature = [tf.TensorSpec(shape, tensor.dtype, tensor.name) for shape, tensor in zip(shapes, model.inputs, strict=True)]
     signature += [tf.TensorSpec(kernel.shape, kernel.dtype, f"{KERNEL}{index}") for index, kernel in enumerate(kernels)]
+    signature += [tf.TensorSpec(marker_shape(layer), "float32", f"{MARKER}{i}") for i, layer in enumerate(recurrent)]
 
     def run(*tensors: Any) -> Any:
-        inputs = tensors[: len(shapes)]
+        inputs, rest = tensors[: len(shapes)], tensors[len(shapes) :]
         values = dict(zip((tensor.name for tensor in model.inputs), inputs, strict=True)) if named else inputs
-        with keras.StatelessScope(state_mapping=list(zip(kernels, tensors[len(shapes) :], strict=True))):
+        states = list(zip(kernels, rest[: len(kernels)], strict=True))
+        with keras.StatelessScope(state_mapping=states), marked(recurrent, rest[len(kernels) :]):
             return keras.tree.flatten(model(as_argument(values), training=False))
 
     function = tf.function(run, autograph=False).get_concrete_function(*signature)
