@@ -269,6 +269,7 @@ def test_a_budget_below_the_fastest_is_refused_and_names_it(pruned_task: ac.Task
 # When to stop
 
 
+@pytest.mark.timing
 def test_the_time_ends_a_search(tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autocompress.timed_run.FINAL_SECONDS", 1.0)
     monkeypatch.setattr("autocompress.timed_run.MAX_SECONDS", 0.1)
@@ -276,10 +277,11 @@ def test_the_time_ends_a_search(tmp_path: Path, steady_meter: None, monkeypatch:
     space = {"precision": [{"weights": ["float", 8, 7, 4, 3, 2]}], "sparsity": [{"levels": [0, 0.2, 0.4, 0.6]}]}
     result = search_bits(linear_task(fine_tune=Loop()), tmp_path / "run", space=space, max_trials=200, max_time="6s")
     assert 3 < time.monotonic() - start < 9
-    assert set(result.trials["state"]) == {"COMPLETE"}
+    assert set(result.trials["state"][:-1]) == {"COMPLETE"}  # the last one may be cut
     assert not result.front.empty
 
 
+@pytest.mark.timing
 def test_the_time_ends_a_training_and_a_resumed_run_goes_on_with_it(
     tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_pruning_comes_where_int8_is_too_slow(
         assert len(pd.read_csv(tmp_path / "run" / "front.csv")) >= 2
 
 
+@pytest.mark.timing
 def test_a_whole_workflow_for_real(tmp_path: Path, steady_meter: None) -> None:
     """A trained network that has to be pruned and trained to be within the budget; resumed, it does nothing again."""
     out, task = tmp_path / "run", models.search_task(epochs=8)
