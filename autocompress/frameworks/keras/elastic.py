@@ -105,8 +105,8 @@ class Elastic:
 
 def _elastic(layer: keras.layers.Layer) -> Simulated:
     axes = kernel_axes(layer)
-    weight = ElasticWeight(keras.ops.convert_to_numpy(kernel_of(layer)), axes, name="elastic_weight")
-    return Simulated(layer, weight, ElasticInput(_input_channels(layer), name="elastic_input"))
+    weight = ElasticWeight(keras.ops.convert_to_numpy(kernel_of(layer)), axes)
+    return Simulated(layer, weight, ElasticInput(_input_channels(layer)))
 
 
 def _learners(model: keras.Model) -> dict[str, SimulatedWeight]:

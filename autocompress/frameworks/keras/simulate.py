@@ -138,10 +138,10 @@ def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
 def _simulated(layer: keras.layers.Layer, policy: LayerPolicy) -> keras.layers.Layer:
     weight = quantizer = None
     if policy.weights != FLOAT or policy.sparsity:
-        weight = SimulatedWeight(policy, kernel_axes(layer), name="simulated_weight")
+        weight = SimulatedWeight(policy, kernel_axes(layer))  # named by Keras: PyTorch's backend finds variables by unique paths
         weight.start(ops.convert_to_numpy(kernel_of(layer)))
     if isinstance(policy.activations, int):
-        quantizer = SimulatedInput(policy.activations, name="simulated_input")
+        quantizer = SimulatedInput(policy.activations)
     return layer if weight is None and quantizer is None else Simulated(layer, weight, quantizer)
 
 
