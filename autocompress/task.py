@@ -117,6 +117,7 @@ def load_task(reference: str | Path) -> Task:
     path = Path(path_text)
     if not path.is_file():
         raise TaskError("A task is a Python file that exists", path_text, "Write PATH.py or PATH.py:NAME.")
+    origin = absolute_reference(str(reference))  # the file may change the working directory
     module = _import_file(path)
     names = [name] if name else ["task", "make_task"]
     found = next((getattr(module, candidate) for candidate in names if hasattr(module, candidate)), None)
@@ -136,7 +137,7 @@ def load_task(reference: str | Path) -> Task:
         ) from error
     if not isinstance(task, Task):
         raise TaskError(f"{path_text} defines an autocompress.Task", f"a {type(task).__name__}")
-    task.origin = absolute_reference(str(reference))
+    task.origin = origin
     return task
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from autocompress.frameworks.base import Candidate, TuneSettings, framework_of
 from autocompress.frameworks.keras import isolated
 from autocompress.frameworks.keras.isolated import IsolatedKeras
 from autocompress.frameworks.keras.parcel import describe_error, error_of
+from autocompress.frameworks.keras.process import WorkerProcess
 from autocompress.setup import open_bench
 from autocompress.task import load_task
 
@@ -191,6 +194,54 @@ def test_a_shared_training_takes_policies_from_here_and_all_survives_a_worker_th
     worker.reestimate(task, heir)
     for other, expected in zip([heir, *others], [found[1], *before], strict=True):
         np.testing.assert_array_equal(outputs(worker, task, other), expected)
+
+
+FORKING = """
+import multiprocessing
+import os
+import pathlib
+from concurrent.futures import ProcessPoolExecutor
+
+import keras_models
+
+folder = pathlib.Path(__file__).parent
+if (folder / "forks").exists():
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    (folder / "pid").write_text(str(pool.submit(os.getpid).result()))
+task = keras_models.small_task(keras_models.build("mlp"))
+"""
+
+
+def test_a_death_is_noticed_though_a_child_holds_the_pipe_and_the_child_ends_too(tmp_path: Path) -> None:
+    file = searches.write_task(tmp_path / "forking_task.py", FORKING)
+    (tmp_path / "forks").touch()
+    process = WorkerProcess(tmp_path, "tensorflow")
+    process.call("open", reference=str(file))
+    child = int((tmp_path / "pid").read_text())
+    os.kill(process._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="ended by SIGKILL during reestimate"):
+        process.call("reestimate", number=0)
+    wait_until(lambda: not is_running(child), 10)
+
+
+def test_a_new_worker_with_another_task_is_refused(task: ac.Task, worker: IsolatedKeras, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker._worker is not None
+    worker._worker.end()
+    monkeypatch.setitem(worker._identity, "model", "as it was")
+    with pytest.raises(WorkerError, match="the task has other model"):
+        made(worker, task)
+    monkeypatch.undo()
+    assert made(worker, task).macs  # once the file is as it was
+
+
+def test_a_tasks_folder_may_hold_a_module_of_any_name(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not the standard library')")
+    file = searches.write_task(tmp_path / "plain_task.py", FORKING)
+    loaded = load_task(file)
+    said: list[str] = []
+    framework = framework_of(loaded.model).isolated(loaded, said.append)
+    framework.close()
+    assert said == []
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

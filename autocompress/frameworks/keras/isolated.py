@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 MOST_GROWN_BYTES = 2**30
 """By which a worker may grow before it is replaced: a few dozen models, beside which its start of some seconds is little."""
 IN_THIS_PROCESS = "Trials run in this process, which grows by about 30 MB with every model"
+
+
+class AnotherTaskError(WorkerError):
+    """A worker that loads the task's file gets something else than the search has."""
 
 
 @dataclass(eq=False)
@@ -95,12 +100,12 @@ class IsolatedKeras:
     def obstacle(self) -> str | None:
         """Why a worker cannot have the same task, in words; None where it can."""
         try:
-            found = self._start()
+            self._start()
+        except AnotherTaskError as error:
+            return str(error)
         except Exception as error:  # a task file may do anything
             return f"the task raises {type(error).__name__}: {error}"
-        expected = identity_of(self._inner, self._task)
-        other = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-        return f"the task has other {' and other '.join(other)}" if other else None
+        return None
 
     def isolated(self, task: Task, say: Callable[[str], None]) -> Framework:
         """It is already."""
@@ -192,7 +197,7 @@ class IsolatedKeras:
         remote: Remote = candidate.model
         if remote.home is None or not remote.home.is_alive:
             if remote.is_trained and remote.parked is None:
-                raise WorkerError("The worker process that trained this candidate has died; it can be trained anew")
+                raise WorkerError("The worker process that trained this candidate has died")
             self._make("compress", remote, candidate.policy, candidate.removed)
             if remote.parked is not None:
                 self._call(candidate, "load", path=str(remote.parked))
@@ -221,15 +226,25 @@ class IsolatedKeras:
 
     def living_worker(self) -> WorkerProcess:
         """The worker, or a new one with the task."""
-        if self._worker is None or not self._worker.is_alive:
-            self._start()
-        assert self._worker is not None
-        return self._worker
+        return self._worker if self._worker is not None and self._worker.is_alive else self._start()
 
-    def _start(self) -> dict[str, str]:
-        """A new worker with the task; what the task is to it."""
-        self._worker = WorkerProcess(self._folder, keras.backend.backend())
-        return dict(self._worker.call("open", reference=self._reference))
+    def _start(self) -> WorkerProcess:
+        """A new worker with the task.
+
+        Raises:
+            AnotherTaskError: the file makes another task by now.
+        """
+        worker = self._worker = WorkerProcess(self._folder, keras.backend.backend())
+        found, expected = worker.call("open", reference=self._reference), self._identity
+        other = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        if other:
+            worker.end()
+            raise AnotherTaskError(f"the task has other {' and other '.join(other)}")
+        return worker
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity_of(self._inner, self._task)
 
     def _park(self, worker: WorkerProcess) -> None:
         """Write the numbers that only this worker has."""

@@ -122,7 +122,10 @@ def error_of(described: Message) -> Exception:
     kind = getattr(home, described["class"], None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return WorkerError(f"{described['class']}: {described['message']}")
-    found = kind.__new__(kind)  # a UserError would compose its message anew
+    try:
+        found = kind.__new__(kind)  # a UserError would compose its message anew
+    except TypeError:  # some classes cannot be made so, an ExceptionGroup for one
+        return WorkerError(f"{described['class']}: {described['message']}")
     found.args = (described["message"],)
     return found
 

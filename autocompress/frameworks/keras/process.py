@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from autocompress.errors import WorkerError
@@ -21,6 +23,8 @@ from autocompress.frameworks.keras.parcel import Channel, Message, error_of
 MODULE = "autocompress.frameworks.keras.worker"
 GRACE_SECONDS = 3.0
 """For a worker that is told to end."""
+LOOK_SECONDS = 1.0
+"""Between two looks at whether it still lives: a child of its own can hold the pipe open when it is gone."""
 
 
 class WorkerProcess:
@@ -37,17 +41,20 @@ class WorkerProcess:
 
     def __init__(self, folder: Path, backend: str) -> None:
         self.started_bytes = self.resident_bytes = 0
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 — as long as the process
+        self._log = tempfile.NamedTemporaryFile(dir=folder, prefix="worker-", suffix=".log")  # noqa: SIM115 — as long as the process
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", MODULE, str(folder)],
+            [sys.executable, "-P", "-m", MODULE, str(folder), *(entry or os.getcwd() for entry in sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | {"PYTHONPATH": _import_path(sys.path), "KERAS_BACKEND": backend},
+            env=os.environ | {"PYTHONPATH": _import_path(), "KERAS_BACKEND": backend},
+            start_new_session=True,  # so that children of its own end with it
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._channel = Channel(self._process.stdout, self._process.stdin)
+        self._messages: SimpleQueue[Message | None] = SimpleQueue()
+        threading.Thread(target=_listen, args=(self._channel, self._messages), daemon=True).start()
         self._end = weakref.finalize(self, _end, self._process, self._log)
         self._is_busy = False
 
@@ -133,10 +140,16 @@ class WorkerProcess:
             raise self._death(name) from error
 
     def _received(self, name: str) -> Message:
-        message = self._channel.receive()
-        if message is None:
-            raise self._death(name)
-        return message
+        while True:
+            is_alive = self.is_alive  # asked first: what a dead process has sent is there already
+            try:
+                message = self._messages.get(timeout=LOOK_SECONDS)
+            except Empty:
+                message = {} if is_alive else None
+            if message is None:
+                raise self._death(name)
+            if message:
+                return message
 
     def _death(self, name: str) -> WorkerError:
         try:
@@ -148,8 +161,8 @@ class WorkerProcess:
         return WorkerError(f"The worker process ended {how} during {name}; {why}")
 
     def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        said = Path(self._log.name).read_bytes()  # opened anew: the process writes where the shared one stands
+        lines = said.decode(errors="replace").strip().splitlines()
         return f"the last that it said: {lines[-1][:300]}" if lines else "it said nothing"
 
 
@@ -157,18 +170,35 @@ def _ignore(fraction: float) -> None:
     """A progress of which nobody is told."""
 
 
-def _import_path(entries: Sequence[str]) -> str:
-    """This process's own places to import from, with the working directory by its name."""
-    return os.pathsep.join(entry or os.getcwd() for entry in entries)
+def _listen(channel: Channel, messages: SimpleQueue[Message | None]) -> None:
+    """Take what the process sends; None at its end."""
+    with contextlib.suppress(OSError, ValueError):  # the pipe was closed here
+        while (message := channel.receive()) is not None:
+            messages.put(message)
+    messages.put(None)
+
+
+def _import_path() -> str:
+    """Where this package can be imported from. The task's folder comes in later: it may shadow the standard library."""
+    given = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*([given] if given else []), str(Path(__file__).parents[3])])
 
 
 def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Close a process's pipes, upon which it ends, and wait for that."""
-    for stream in (process.stdin, process.stdout, log):
-        with contextlib.suppress(OSError):
-            stream.close()  # type: ignore[union-attr]
+    """Close a process's input, upon which it ends, wait for that, end its children, and close the rest."""
+    _close(process.stdin)
     try:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    _close(process.stdout)  # not before: closing waits for the thread that reads, and that for whoever holds the other end
+    _close(log)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    with contextlib.suppress(OSError):
+        stream.close()  # type: ignore[union-attr]

@@ -51,6 +51,7 @@ class Worker:
     def serve(self) -> None:
         """Answer calls until the search closes the pipe."""
         threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         while (message := self._waiting.get()) is not None:
             self._channel.send(self._answer(message) | {"resident_bytes": resident_bytes()})
 
@@ -154,6 +155,13 @@ class Worker:
         os._exit(1)
 
 
+def _end_with(parent: int) -> None:
+    """End when the search is gone, though a child of its own may hold the pipe open."""
+    while os.getppid() == parent:
+        time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
 class Lines(io.TextIOBase):
     """Standard output whose lines the search prints."""
 
@@ -187,6 +195,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the search, which ends this process
     channel = Channel(*_taken_streams())
     sys.stdout = Lines(channel)
+    sys.path[:] = sys.argv[2:]
     Worker(channel, Path(sys.argv[1])).serve()
 
 
