@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from autocompress.device import Fingerprint
-from autocompress.errors import DivergedError, WorkerError
+from autocompress.errors import DiskFullError, OutOfTimeError, StageError, UserError, WorkerError
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, TrialRecord
 from autocompress.run_folder import RunFolder
@@ -72,7 +72,7 @@ class Sharing:
             seconds: that are left for all of it; None without a limit.
 
         Raises:
-            DivergedError: the loss is not a number, and sharing was asked for.
+            StageError: the shared training failed, and sharing was asked for.
         """
         mode = self.bench.config.fine_tuning.mode
         if mode == "each":
@@ -97,6 +97,11 @@ class Sharing:
         decision.shared, decision.reason = shared, reason
         self.folder.write_json(DECISION, decision.model_dump())
 
+    def _give_up(self, decision: Decision, reason: str, for_good: bool) -> None:
+        decision.shared, decision.reason = False, reason
+        if for_good:
+            self._keep(decision, False, reason)
+
     def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None) -> None:
         """Decide against a shared training that would not pay, as far as that is known. A resumed run may find otherwise."""
         few = min(self.space.size, self.space.size if trials is None else trials)
@@ -112,10 +117,13 @@ class Sharing:
         }
         reason = next((words for words, holds in reasons.items() if holds), None)
         if reason is not None:
-            decision.shared, decision.reason = False, reason
+            self._give_up(decision, reason, for_good=False)
 
     def _trained(self, decision: Decision, cycles: int, most_seconds: float | None) -> Inheritance | None:
-        """The shared training, finished; None where it failed and need not be."""
+        """The shared training, finished; None where it failed and need not be.
+
+        A dead process says nothing about the training: a resumed run goes on with it from its last epoch.
+        """
         bench, settings = self.bench, self.bench.tune_settings
         training = bench.framework.share(bench.task, bench.config.criterion, settings)
         screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
@@ -123,10 +131,13 @@ class Sharing:
         tuning = SharedTuning(screen, training, sampler, epochs, self.folder, self.watcher, cycles, most_seconds)
         try:
             state = tuning.run()
-        except (DivergedError, WorkerError) as error:
+        except (OutOfTimeError, DiskFullError, UserError):
+            raise
+        except Exception as error:  # the user's loss, metric or layers may raise anything
+            failure = error if isinstance(error, StageError) else StageError(f"{type(error).__name__}: {error}")
             if decision.shared:
-                raise
-            self._keep(decision, False, f"the shared training failed: {error}")
+                raise failure from error
+            self._give_up(decision, f"the shared training failed: {failure}", for_good=not isinstance(error, WorkerError))
             return None
         self.watcher.say(f"The shared training is done after {state.seconds:.0f} s: {state.finished}")
         return Inheritance(training, screen, bench.config.fine_tuning.inherit_epochs)

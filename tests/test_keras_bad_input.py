@@ -52,6 +52,10 @@ CASES = {
         "digits(train=(images, classes + 90))",
         r"loss takes .*; got InvalidArgumentError: Received a label value",
     ),
+    "half precision": (
+        "digits(classifier(keras.Input((8, 8, 1)), layers.Conv2D(4, 3, dtype='mixed_float16', name='half')))",
+        r"compute in float32; got half in mixed_float16\. Build it under",
+    ),
     "targets of another size": ("digits(train=(images, images), loss='mse')", r"targets of the train data; got .*\(10,\)"),
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import searches
 from records import STRUCTURE
 
 import autocompress as ac
-from autocompress.errors import ConfigError, DivergedError
+from autocompress.errors import ConfigError, DivergedError, StageError, WorkerError
 from autocompress.frameworks.base import Candidate, framework_of
 from autocompress.frameworks.torch.shared import SharedTraining
 from autocompress.policy import LayerPolicy, Policy
@@ -318,18 +319,37 @@ def spoiled(training: SharedTraining, policy: Policy, removed: Any = None) -> Ca
     return candidate
 
 
-@pytest.mark.usefixtures("steady_meter")
-def test_a_shared_training_that_diverges_is_given_up_or_told(tmp_path: Path, monkeypatch: Any) -> None:
-    def diverge(*arguments: Any) -> None:
-        raise DivergedError("The loss became nan.")
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(SharedTraining, "epoch", diverge)
+    return fail
+
+
+@pytest.mark.usefixtures("steady_meter")
+@pytest.mark.parametrize("error", [DivergedError("The loss became nan."), ValueError("The loss became nan.")])
+def test_a_shared_training_that_fails_is_given_up_or_told(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(SharedTraining, "epoch", failing(error))
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     task, listening = models.search_task(models.linear()), Listening()
     shared_search(task, tmp_path / "auto", listening, fine_tuning={"mode": "auto"}, max_trials=2)
-    assert any("the shared training failed: The loss became nan" in line for line in listening.lines)
-    with pytest.raises(DivergedError):
+    assert any(re.search("the shared training failed: .*The loss became nan", line) for line in listening.lines)
+    assert RunFolder(tmp_path / "auto").read_json("shared/decision.json")["shared"] is False
+    assert len(searches.candidates(tmp_path / "auto")) == 2
+    with pytest.raises(StageError, match="The loss became nan"):
         shared_search(task, tmp_path / "shared", Watcher())
+
+
+@pytest.mark.usefixtures("steady_meter")
+def test_a_resumed_search_goes_on_with_a_shared_training_whose_process_died(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
+    task, listening = models.search_task(models.linear()), Listening()
+    with monkeypatch.context() as broken:
+        broken.setattr(SharedTraining, "epoch", failing(WorkerError("The worker process ended.")))
+        shared_search(task, tmp_path / "run", listening, fine_tuning={"mode": "auto"}, max_trials=2)
+    assert any("the shared training failed: The worker process ended" in line for line in listening.lines)
+    shared_search(task, tmp_path / "run", listening, fine_tuning={"mode": "auto"}, max_trials=3, resume=True)
+    assert any("The shared training is done" in line for line in listening.lines)
 
 
 def test_a_loop_of_the_users_own_cannot_be_shared(tmp_path: Path) -> None:

@@ -49,10 +49,18 @@ def masked() -> keras.Model:
     return keras.Model(x, layers.GlobalAveragePooling1D()(y))
 
 
+def shared_norm() -> keras.Model:
+    """A norm that is called with an image first, and then with a sequence."""
+    norm, x = layers.BatchNormalization(name="norm"), keras.Input((24, 6))
+    y = norm(layers.Conv1D(6, 3, padding="same", name="first")(x))
+    return keras.Model(x, layers.Add()([y, norm(layers.LayerNormalization()(x))]))
+
+
 NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "dilated and grouped": dilated_and_grouped,
     "nested": nested,
     "masked": masked,
+    "shared norm": shared_norm,
     "separable": chain(layers.SeparableConv1D(8, 3, 2, depth_multiplier=2), layers.PReLU(), layers.Dense(4)),
     "depthwise": chain(layers.DepthwiseConv1D(3, 3, padding="same", depth_multiplier=2), layers.MaxPooling1D(2)),
     "transposed": chain(layers.Conv1DTranspose(5, 3, 2, padding="same", output_padding=0), layers.Cropping1D((1, 2))),

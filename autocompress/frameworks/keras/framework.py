@@ -21,7 +21,7 @@ from autocompress.frameworks.keras.backends import converted
 from autocompress.frameworks.keras.calls import example_inputs, predicted, require_fitting
 from autocompress.frameworks.keras.finetune import fine_tune
 from autocompress.frameworks.keras.gradual import prune_gradually
-from autocompress.frameworks.keras.graph import functional
+from autocompress.frameworks.keras.graph import functional, require_float32
 from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import require_loss
@@ -79,6 +79,7 @@ class KerasFramework:
         if task not in self._graphs:
             example = self._example(task, 1)
             graph = functional(task.model, example)
+            require_float32(graph)
             require_fitting(graph, example)
             self._graphs[task] = graph
         return self._graphs[task]

@@ -60,6 +60,19 @@ def heavy_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     return {name: layer for name, layer in layers_by_name(model).items() if isinstance(layer, HEAVY)}
 
 
+def require_float32(model: keras.Model) -> None:
+    """Check that layers compute in float32: grids, ranges and proofs are of numbers that are exact to seven digits.
+
+    Raises:
+        TaskError: one does not.
+    """
+    other = {name: layer.dtype_policy.name for name, layer in heavy_layers(model).items() if layer.compute_dtype != "float32"}
+    if other:
+        name, policy = next(iter(other.items()))
+        remedy = 'Build it under keras.config.set_dtype_policy("float32") and load the same weights.'
+        raise TaskError("Convolutions and dense layers of a Keras model compute in float32", f"{name} in {policy}", remedy)
+
+
 def rebuild(model: keras.Model, replace: Replace) -> keras.Model:
     """A new model in which every layer is what `replace` returns.
 

@@ -187,6 +187,8 @@ class IsolatedKeras:
         number = self._at_home(candidate)
         candidate.model.is_trained, candidate.model.parked = True, None
         candidate.model.home.call(name, progress, number=number, **arguments)
+        if name == "fine_tune":
+            candidate.model.home.settle()
 
     def _call(self, candidate: Candidate, name: str, **arguments: Any) -> Any:
         number = self._at_home(candidate)

@@ -65,6 +65,7 @@ class IsolatedTraining:
         worker = self.at_home()
         self._way = None
         worker.call("train_epoch", progress, lambda: next(policies).to_dict())
+        worker.settle()
 
     def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
         """The model under a policy, pruned physically, with the weights of now."""

@@ -21,8 +21,6 @@ TEMPERATURE = 3.0
 SMALLEST_PROBABILITY = 1e-7
 FUNCTION_NODE = re.compile(r"\{\{.*?\}\} *")
 """TensorFlow's name of the place where an error came from."""
-FEW = 2
-"""Samples that tell whether a loss takes them."""
 
 
 def loss_of(task: Task) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def loss_of(task: Task) -> dict[str, Any]:
 
 
 def require_loss(task: Task, graph: keras.Model) -> None:
-    """Check that there is a loss, and that it takes what the model gives for some train data.
+    """Check that there is a loss, and that it takes what the model gives for a batch of the train data.
 
     Args:
         task: with data and loss.
@@ -50,7 +48,7 @@ def require_loss(task: Task, graph: keras.Model) -> None:
         TaskError: it does not.
     """
     options = loss_of(task)
-    batch = next(task.splits["train"].batches()).map(lambda array: arrays(array)[:FEW])
+    batch = next(task.splits["train"].batches()).map(arrays)
     outputs = call(graph, batch.inputs)
     measured = keras.Model(graph_of(graph).input, graph_of(graph).output)
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from autocompress.errors import ConversionError
 from autocompress.frameworks.keras.graph import Builder, layers_by_name
 from autocompress.frameworks.keras.names import ACTIVATIONS, POINTWISE
 from autocompress.frameworks.keras.nodes import Values, graph_of, inputs_of, is_graph, symbolic_in
@@ -46,11 +47,17 @@ def as_images(model: keras.Model, codes: Mapping[str, LayerGrid]) -> tuple[keras
     Args:
         model: a plain graph. Without a 1-D convolution it is returned itself.
         codes: of its layers by name.
+
+    Raises:
+        ConversionError: a layer cannot be turned.
     """
     turned = {name for name, layer in layers_by_name(model).items() if type(layer) in CONVOLUTIONS and _can_turn(layer)}
     if not turned:
         return model, dict(codes)
-    graph = _Images().graph(model)
+    try:
+        graph = _Images().graph(model)
+    except Exception as error:  # a user's layers can do anything
+        raise ConversionError(f"1-D layers cannot become 2-D ones: {type(error).__name__}: {error}") from error
     with_height = {name: replace(codes[name], codes=np.expand_dims(codes[name].codes, HEIGHT)) for name in turned & codes.keys()}
     return graph, {**codes, **with_height}
 
@@ -159,7 +166,8 @@ def _can_turn(operation: Any) -> bool:
 def _follows(operation: Any) -> bool:
     """True for an operation that does the same to images: element by element, or along the channels."""
     if isinstance(operation, keras.layers.BatchNormalization):
-        return operation.axis in (-1, SEQUENCE - 1)
+        # A norm that is called twice is built once, and what it is given the second time may be a sequence.
+        return operation.axis in (-1, SEQUENCE - 1) and len(operation._inbound_nodes) == 1
     if isinstance(operation, keras.layers.Activation):
         return getattr(operation.activation, "__name__", "") in ACTIVATIONS
     if isinstance(operation, keras.layers.Concatenate):

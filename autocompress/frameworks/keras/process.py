@@ -32,7 +32,7 @@ class WorkerProcess:
 
     Attributes:
         resident_bytes: of the process after its last call.
-        started_bytes: after its first.
+        started_bytes: when it was ready; `settle` says when that is.
 
     Args:
         folder: in which both write files for each other.
@@ -56,7 +56,7 @@ class WorkerProcess:
         self._messages: SimpleQueue[Message | None] = SimpleQueue()
         threading.Thread(target=_listen, args=(self._channel, self._messages), daemon=True).start()
         self._end = weakref.finalize(self, _end, self._process, self._log)
-        self._is_busy = False
+        self._is_busy = self._is_settled = False
 
     @property
     def is_alive(self) -> bool:
@@ -65,8 +65,13 @@ class WorkerProcess:
 
     @property
     def grown_bytes(self) -> int:
-        """How much its resident memory has grown since its first call."""
+        """How much its resident memory has grown since it was ready."""
         return self.resident_bytes - self.started_bytes
+
+    def settle(self) -> None:
+        """Count growth from now on, if that was not said before: what a first training takes is the model's size."""
+        if not self._is_settled:
+            self.started_bytes, self._is_settled = self.resident_bytes, True
 
     def call(self, name: str, progress: Progress | None = None, ask: Callable[[], Any] | None = None, **arguments: Any) -> Any:
         """Let the process do something, and wait for it.
