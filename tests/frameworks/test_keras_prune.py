@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
 
+import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.frameworks.base import framework_of
 from autocompress.frameworks.keras import pruning
 from autocompress.frameworks.keras.gradients import mean_gradients
 from autocompress.frameworks.keras.graph import functional, heavy_layers, layers_by_name, rebuild
@@ -36,7 +38,9 @@ TOLERANCE = 1e-5
 
 def found_in(model: keras.Model, example: Any = (IMAGES[:1],)) -> Pruning:
     """What can be removed from a model; its loss and its data are those of the digits."""
-    return Pruning(models.small_task(model), example, f"{model.name} {sum(w.sum() for w in model.get_weights())}")
+    return Pruning(
+        models.small_task(model), functional(model, example), example, f"{model.name} {sum(w.sum() for w in model.get_weights())}"
+    )
 
 
 def outputs_of(model: keras.Model, inputs: Any) -> list[Any]:
@@ -160,8 +164,8 @@ def test_a_wrong_mapping_is_seen() -> None:
 
 def test_a_model_of_a_single_number_is_proven_too() -> None:
     example = (np.ones((1, 10), np.float32),)
-    found = Pruning(models.small_task(models.build("conv")), example, "regressor")
-    found.graph = models.seeded(models.regressor)
+    model = models.seeded(models.regressor)
+    found = Pruning(models.small_task(models.build("conv")), model, example, "regressor")
     assert [group.name for group in found.structure.groups] == ["fc1", "fc2"]
 
 
@@ -261,6 +265,30 @@ def test_a_model_that_is_no_graph_is_refused_in_one_line() -> None:
     with pytest.raises(TaskError, match="A subclassed model can be called on symbolic inputs") as raised:
         functional(model, (IMAGES,))
     assert "\n" not in str(raised.value)
+
+
+class Reshaping(keras.Model):
+    """Channels run through an operation without a layer, whose name is another each time the model is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.grouped = layers.Conv2D(16, 3), layers.Conv2D(16, 3, groups=4)
+        self.attention, self.fc = layers.MultiHeadAttention(2, 8), layers.Dense(10)
+
+    def call(self, x: Any) -> Any:
+        x = ops.reshape(self.grouped(self.conv(x)), (-1, 16, 16))
+        return self.fc(ops.mean(x + self.attention(x, x), axis=1))
+
+
+def test_groups_of_a_subclassed_model_fit_its_graph_and_another_tracing_is_another() -> None:
+    model = models.seeded(Reshaping)
+    model(IMAGES)
+    for _ in range(2):  # the second tracing has other names for the same model
+        task = models.small_task(model)
+        framework = framework_of(model)
+        half = ac.Policy({group.name: 0.5 for group in framework.inspect(task).groups})
+        small = framework.compress(task, half, "l2")
+        assert sum(small.macs.values()) < 0.4 * sum(framework.compress(task, ac.Policy(), "l2").macs.values())
 
 
 def test_layers_of_nested_models_and_blocks_are_called_by_their_way() -> None:

@@ -94,7 +94,7 @@ class KerasFramework:
     def _pruning(self, task: Task) -> Pruning:
         """What can be removed from the task's model, found once."""
         if task not in self._prunings:
-            self._prunings[task] = Pruning(task, self._example(task, 1), self.digest(task))
+            self._prunings[task] = Pruning(task, self._graph(task), self._example(task, 1), self.digest(task))
         return self._prunings[task]
 
     def inspect(self, task: Task) -> Structure:

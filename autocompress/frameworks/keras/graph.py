@@ -55,6 +55,11 @@ def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
     return dict(_named_layers(model, ""))
 
 
+def operation_names(model: keras.Model) -> list[str]:
+    """The names of all operations of a graph and of its nested models, in the order in which they are called."""
+    return [node.operation.name for node in _all_nodes(model)]
+
+
 def heavy_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """The convolutions and dense layers of a graph by name."""
     return {name: layer for name, layer in layers_by_name(model).items() if isinstance(layer, HEAVY)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import keras
 
 from autocompress.frameworks.channels import ChannelGroup
-from autocompress.frameworks.keras.graph import functional
+from autocompress.frameworks.keras.graph import operation_names
 from autocompress.frameworks.keras.importance import KerasImportance
 from autocompress.frameworks.keras.inspect import prove
 from autocompress.frameworks.keras.layers import layers_of
@@ -21,16 +21,19 @@ from autocompress.task import Task
 
 
 class Pruning(BasePruning):
-    """Groups, proof and rankings of a task's model."""
+    """Groups, proof and rankings of a task's model.
 
-    def __init__(self, task: Task, example: Any, digest: str) -> None:
-        super().__init__(digest, shapes(example), keras.__version__, keras.backend.backend())
-        self._task, self._example = task, example
+    Args:
+        task: with data and loss.
+        graph: of its model. Groups hold names of operations, which are others each time a model is traced.
+        example: inputs.
+        digest: of the model.
+    """
 
-    @cached_property
-    def graph(self) -> keras.Model:
-        """The task's model as a graph."""
-        return functional(self._task.model, self._example)
+    def __init__(self, task: Task, graph: keras.Model, example: Any, digest: str) -> None:
+        names = hashlib.sha256(" ".join(operation_names(graph)).encode()).hexdigest()[:16]
+        super().__init__(digest, shapes(example), names, keras.__version__, keras.backend.backend())
+        self._task, self.graph, self._example = task, graph, example
 
     def _find_groups(self) -> dict[str, ChannelGroup]:
         return channel_groups(self.graph, self._example)
