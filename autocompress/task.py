@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 from autocompress.data import Split
 from autocompress.errors import TaskError
 from autocompress.metrics import Direction, Metric, resolve_metric
+
+COUNTS = "object_name_uids"
+"""Under which Keras keeps its numbers of layers without a name."""
 
 
 @dataclass(repr=False, eq=False)
@@ -118,13 +123,20 @@ def load_task(reference: str | Path) -> Task:
     if not path.is_file():
         raise TaskError("A task is a Python file that exists", path_text, "Write PATH.py or PATH.py:NAME.")
     origin = absolute_reference(str(reference))  # the file may change the working directory
+    with _layers_counted_anew():
+        task = _task_of(path, name)
+    task.origin = origin
+    return task
+
+
+def _task_of(path: Path, name: str) -> Task:
     module = _import_file(path)
     names = [name] if name else ["task", "make_task"]
     found = next((getattr(module, candidate) for candidate in names if hasattr(module, candidate)), None)
     if found is None:
         raise TaskError(
             f"A task file defines {' or '.join(names)}",
-            f"{path_text} without it",
+            f"{path} without it",
             "Let it be a Task, or a function that returns one.",
         )
     try:
@@ -133,12 +145,28 @@ def load_task(reference: str | Path) -> Task:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(
-            f"{path_text} makes a task", f"{type(error).__name__}: {error}", "Run the file by itself to see where."
+            f"{path} makes a task", f"{type(error).__name__}: {error}", "Run the file by itself to see where."
         ) from error
     if not isinstance(task, Task):
-        raise TaskError(f"{path_text} defines an autocompress.Task", f"a {type(task).__name__}")
-    task.origin = origin
+        raise TaskError(f"{path} defines an autocompress.Task", f"a {type(task).__name__}")
     return task
+
+
+@contextmanager
+def _layers_counted_anew() -> Iterator[None]:
+    """Keras numbers the layers without a name of a whole process; within this, those of a file have the same names each time."""
+    if "keras" not in sys.modules:  # the count begins with the file
+        yield
+        return
+    state = importlib.import_module("keras.src.backend.common.global_state")
+    before: dict[str, int] = state.get_global_attribute(COUNTS, default={})
+    state.set_global_attribute(COUNTS, defaultdict(int))
+    try:
+        yield
+    finally:
+        after: dict[str, int] = state.get_global_attribute(COUNTS, default={})
+        highest = {key: max(before.get(key, 0), after.get(key, 0)) for key in {*before, *after}}
+        state.set_global_attribute(COUNTS, defaultdict(int, highest))
 
 
 def absolute_reference(reference: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import searches
@@ -242,6 +243,24 @@ def test_a_tasks_folder_may_hold_a_module_of_any_name(tmp_path: Path) -> None:
     framework = framework_of(loaded.model).isolated(loaded, said.append)
     framework.close()
     assert said == []
+
+
+UNNAMED = """
+import keras
+import keras_models
+from keras import layers
+
+stack = [keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)]
+task = keras_models.small_task(keras.Sequential(stack))
+"""
+
+
+def test_a_file_that_is_loaded_again_has_the_same_layers_and_counts_go_on(tmp_path: Path) -> None:
+    file = searches.write_task(tmp_path / "unnamed_task.py", UNNAMED)
+    names = [[layer.name for layer in load_task(file).model.layers] for _ in range(2)]
+    assert names[0] == names[1]
+    assert "conv2d" in names[0]
+    assert keras.layers.Conv2D(4, 3).name not in names[0]
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
