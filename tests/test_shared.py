@@ -194,7 +194,7 @@ def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, re
 
 
 def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:
-    assert [cycles_for(count) for count in (1, 24, 40, 1000, None)] == [1, 1, 2, MOST_CYCLES, MOST_CYCLES]
+    assert [cycles_for(count) for count in (1, 24, 50, 1000, None)] == [1, 1, 2, MOST_CYCLES, MOST_CYCLES]
     state, _ = scripted([0.1, 0.5, 0.8], tmp_path / "run", most_cycles=2)
     assert (state.cycle, state.finished) == (2, "more would not pay for so few candidates")
 
