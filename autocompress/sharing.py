@@ -93,14 +93,11 @@ class Sharing:
         path = self.folder.file(DECISION)
         return Decision.model_validate(self.folder.read_json(DECISION)) if path.is_file() else Decision()
 
-    def _keep(self, decision: Decision, shared: bool | None, reason: str) -> None:
+    def _decide(self, decision: Decision, shared: bool | None, reason: str, for_good: bool = True) -> None:
+        """Decide; a resumed run decides again on what is not for good."""
         decision.shared, decision.reason = shared, reason
-        self.folder.write_json(DECISION, decision.model_dump())
-
-    def _give_up(self, decision: Decision, reason: str, for_good: bool) -> None:
-        decision.shared, decision.reason = False, reason
         if for_good:
-            self._keep(decision, False, reason)
+            self.folder.write_json(DECISION, decision.model_dump())
 
     def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None) -> None:
         """Decide against a shared training that would not pay, as far as that is known. A resumed run may find otherwise."""
@@ -117,7 +114,7 @@ class Sharing:
         }
         reason = next((words for words, holds in reasons.items() if holds), None)
         if reason is not None:
-            self._give_up(decision, reason, for_good=False)
+            self._decide(decision, False, reason, for_good=False)
 
     def _trained(self, decision: Decision, cycles: int, most_seconds: float | None) -> Inheritance | None:
         """The shared training, finished; None where it failed and need not be.
@@ -137,7 +134,7 @@ class Sharing:
             failure = error if isinstance(error, StageError) else StageError(f"{type(error).__name__}: {error}")
             if decision.shared:
                 raise failure from error
-            self._give_up(decision, f"the shared training failed: {failure}", for_good=not isinstance(error, WorkerError))
+            self._decide(decision, False, f"the shared training failed: {failure}", not isinstance(error, WorkerError))
             return None
         self.watcher.say(f"The shared training is done after {state.seconds:.0f} s: {state.finished}")
         return Inheritance(training, screen, bench.config.fine_tuning.inherit_epochs)
@@ -156,11 +153,11 @@ class Sharing:
         whole = Screen(self.bench.framework, self.bench.task)
         for policy in policies[len(decision.differences) :]:
             decision.differences.append(self._differences(found, policy, whole))
-            self._keep(decision, None, "")
+            self._decide(decision, None, "")
         differences = [difference for of_one in decision.differences for difference in of_one]
         gain, noise = mean(differences), 2 * stdev(differences) / len(differences) ** 0.5
         words = f"tuned by themselves, {CHECKED} candidates gain {gain:+.4f} of {self.bench.task.scorer.name} over inheriting"
-        self._keep(decision, gain <= noise, f"{words}, with a noise of {noise:.4f}")
+        self._decide(decision, gain <= noise, f"{words}, with a noise of {noise:.4f}")
 
     def _differences(self, found: Inheritance, policy: Policy, whole: Screen) -> list[float]:
         """By how much a candidate is better that is tuned by itself, on each part of the validation data."""

@@ -38,19 +38,8 @@ def steps_done(found: dict[str, Any]) -> tuple[int, int]:
 
 def search(options: argparse.Namespace, run: Path, delay: float | None) -> None:
     """Search until the shared training is done, or for some seconds after its next epoch has ended."""
-    command = [
-        sys.executable,
-        "-m",
-        "autocompress",
-        "search",
-        options.task,
-        "--out",
-        str(run),
-        "--resume",
-        "--fine-tuning",
-        "shared",
-    ]
-    command += ["--trials", "16", "--epochs", str(options.epochs), "--budget", "70% of int8"]
+    command = [sys.executable, "-m", "autocompress", "search", options.task, "--out", str(run), "--resume"]
+    command += ["--fine-tuning", "shared", "--trials", "16", "--epochs", str(options.epochs), "--budget", "70% of int8"]
     before = steps_done(state(run))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None and not state(run).get("finished") and (delay is None or steps_done(state(run)) == before):

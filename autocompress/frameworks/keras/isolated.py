@@ -158,6 +158,7 @@ class IsolatedKeras:
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in the worker. What `progress` raises ends the training and is raised here."""
         self._change(candidate, "fine_tune", progress, settings=asdict(settings))
+        candidate.model.home.settle()
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take normalization statistics and input ranges anew."""
@@ -187,8 +188,6 @@ class IsolatedKeras:
         number = self._at_home(candidate)
         candidate.model.is_trained, candidate.model.parked = True, None
         candidate.model.home.call(name, progress, number=number, **arguments)
-        if name == "fine_tune":
-            candidate.model.home.settle()
 
     def _call(self, candidate: Candidate, name: str, **arguments: Any) -> Any:
         number = self._at_home(candidate)

@@ -8,6 +8,7 @@ The worker sends {"progress": fraction}, {"asks": true} and {"line": what the us
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
@@ -120,14 +121,12 @@ def error_of(described: Message) -> Exception:
     """An exception of the same class and message; a WorkerError where the class is neither this project's nor Python's."""
     home = {errors.__name__: errors, builtins.__name__: builtins}.get(described["module"])
     kind = getattr(home, described["class"], None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return WorkerError(f"{described['class']}: {described['message']}")
-    try:
-        found = kind.__new__(kind)  # a UserError would compose its message anew
-    except TypeError:  # some classes cannot be made so, an ExceptionGroup for one
-        return WorkerError(f"{described['class']}: {described['message']}")
-    found.args = (described["message"],)
-    return found
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        with contextlib.suppress(TypeError):  # some classes cannot be made so, an ExceptionGroup for one
+            found = kind.__new__(kind)  # a UserError would compose its message anew
+            found.args = (described["message"],)
+            return found
+    return WorkerError(f"{described['class']}: {described['message']}")
 
 
 def _codes_path(path: Path) -> Path:
