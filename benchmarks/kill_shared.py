@@ -52,7 +52,11 @@ def search(options: argparse.Namespace, run: Path, delay: float | None) -> None:
 
 
 def noise(scores: list[float]) -> float:
-    """Two standard errors of the difference of two such means: a run measures its own latencies, and draws its probes by them."""
+    """Two standard errors of the difference of two such means.
+
+    Even two runs without a kill differ: each measures its own latencies, by which policies are drawn. And a loader with random
+    state of its own, as the experiments have, begins anew in a resumed process.
+    """
     share = mean(scores)
     return float(2 * (2 * share * (1 - share) / (len(scores) * PROBE_SAMPLES)) ** 0.5)
 
