@@ -121,7 +121,8 @@ def replay(problem: Problem, strategy: str, seed: int, trials: int) -> Curve:
         study.enqueue_trial({d.name: value for d, value in zip(problem.decisions, point, strict=True)})
     draw = np.random.default_rng(seed)
     clock = 0.0 if strategy in UNPROBED else problem.probing_seconds
-    best = hypervolume(problem, *problem.best_front())
+    corner = problem.budget, problem.original - problem.worst_drop
+    best = hypervolume(*problem.best_front(), *corner)
     points: list[tuple[int, ...]] = []
     seconds, shares = [], []
     gated = 0
@@ -139,14 +140,13 @@ def replay(problem: Problem, strategy: str, seed: int, trials: int) -> Curve:
         clock += problem.seconds(point)
         points.append(tuple(point.tolist()))
         seconds.append(clock)
-        shares.append(hypervolume(problem, *problem.truth(np.array(points))) / best)
+        shares.append(hypervolume(*problem.truth(np.array(points)), *corner) / best)
     return Curve(strategy, seed, tuple(seconds), tuple(shares))
 
 
-def hypervolume(problem: Problem, latencies: Array, accuracies: Array) -> float:
-    """Between the front and the corner (budget, original - worst drop)."""
-    worst = problem.original - problem.worst_drop
+def hypervolume(latencies: Array, accuracies: Array, budget: float, worst: float) -> float:
+    """Between the front of some models and the corner (budget, worst accuracy)."""
     order = np.argsort(latencies, kind="stable")
-    edges = np.minimum([*latencies[order], problem.budget], problem.budget)
+    edges = np.minimum([*latencies[order], budget], budget)
     heights = np.maximum.accumulate(np.maximum(accuracies[order], worst)) - worst
     return float((np.diff(edges) * heights).sum())

@@ -65,7 +65,8 @@ def search(study: optuna.Study, problem: Problem, count: int, seed: int = 0) -> 
 
 
 def reached(problem: Problem, points: NDArray[np.int64]) -> float:
-    return hypervolume(problem, *problem.truth(points)) / hypervolume(problem, *problem.best_front())
+    corner = problem.budget, problem.original - problem.worst_drop
+    return hypervolume(*problem.truth(points), *corner) / hypervolume(*problem.best_front(), *corner)
 
 
 def completed(point: Point, values: list[float]) -> optuna.trial.FrozenTrial:
