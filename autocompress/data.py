@@ -9,7 +9,7 @@ The inputs of a batch are a tuple (positional) or a dict (by name); the first di
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from autocompress.errors import TaskError
 
 Inputs = tuple[Any, ...] | dict[str, Any]
+MERGED_SAMPLES, MERGED_ELEMENTS = 512, 2**18
+"""Of a batch that is made of smaller ones, at most; elements are those of its largest array."""
 ENDLESS = -1
 """The cardinality of a `tf.data.Dataset` that repeats."""
 
@@ -236,6 +238,28 @@ def rebatched(batches: Iterator[Batch], size: int) -> Iterator[tuple[Inputs, int
             filling = [*range(start, start + real), *[start + real - 1] * (size - real)]
             part = slice(start, start + size) if real == size else filling
             yield map_arrays(batch.inputs, lambda a, part=part: a[part]), real
+
+
+def merged(batches: Iterable[Inputs], samples: int = MERGED_SAMPLES) -> Iterator[Inputs]:
+    """The same inputs in fewer, larger batches of about so many samples; arrays in NumPy.
+
+    A call of a small model costs more than its arithmetic. Large inputs stay as they are, and so does what does not fit together.
+    """
+    parts: list[Inputs] = []
+    for inputs in batches:
+        if parts and not _is_merged_with(parts, inputs, samples):
+            yield join(parts)
+            parts = []
+        parts.append(inputs)
+    if parts:
+        yield join(parts)
+
+
+def _is_merged_with(parts: list[Inputs], inputs: Inputs, samples: int) -> bool:
+    first, own = _arrays(parts[0]), _arrays(inputs)
+    alike = all(a.shape[1:] == b.shape[1:] and a.dtype == b.dtype for a, b in zip(first, own, strict=True))
+    together = sum(len(_arrays(part)[0]) for part in parts) + len(own[0])
+    return alike and together <= samples and together * max(a[:1].size for a in own) <= MERGED_ELEMENTS
 
 
 def map_arrays(value: Any, change: Any) -> Any:

@@ -38,15 +38,15 @@ SANDWICH = 8
 """Of so many steps one trains the largest policy and one the smallest (Yu & Huang 2019); the others are drawn."""
 DRAWN = 8
 """Random points of which the one nearest to a latency is taken."""
-CYCLE = 4
-"""Epochs of a cycle over those of a candidate's own fine-tuning. One long cycle gives more than two of half its length.
+CYCLE, SHORTEST_CYCLE = 6, 3
+"""Epochs of a cycle over those of a candidate's own fine-tuning: where there is time, and at least.
 
-20 policies tuned one by one for 3 epochs had .9483 on ResNet-8 and .8200 on the transformer of words; they inherited .9462 and
-.8159 after 9 shared epochs, .9478 and .8208 after 12 (`benchmarks/check_shared.py`).
+One long cycle gives more than two of half its length. 24 policies that are tuned one by one for 3 epochs have .948 on ResNet-8,
+and inherit .946 after 9 shared epochs, .948 after 12 and .955 after 24 (`benchmarks/check_shared.py`).
 """
 MOST_CYCLES = 3
-CANDIDATES_PER_CYCLE = 24
-"""So that a cycle takes about a fifth of the time in which the candidates could be tuned by themselves."""
+CANDIDATES_PER_CYCLE = 80
+"""So that a cycle takes about a tenth of the time in which the candidates could be tuned by themselves."""
 PROBES = 4
 PROBE_SAMPLES = 1000
 """Of the validation data; they decide only how long the shared training runs."""
@@ -57,6 +57,18 @@ WORTH_A_CYCLE = 0.1
 def cycles_for(candidates: int | None) -> int:
     """How many cycles pay for some candidates; None for a number that is not known."""
     return MOST_CYCLES if candidates is None else max(1, min(MOST_CYCLES, candidates // CANDIDATES_PER_CYCLE))
+
+
+def cycle_within(most_seconds: float | None, own_seconds: float | None) -> int:
+    """How many times as long as a candidate's own fine-tuning a cycle lasts.
+
+    Args:
+        most_seconds: that it may take; None without a limit.
+        own_seconds: what as many shared epochs take as a candidate has; None where that is not known.
+    """
+    if most_seconds is None or not own_seconds:
+        return CYCLE
+    return min(CYCLE, max(SHORTEST_CYCLE, int(most_seconds / own_seconds)))
 
 
 def is_shared(policy: Policy) -> bool:
@@ -153,6 +165,7 @@ class SharedState(BaseModel):
 
     Attributes:
         cycle, epoch: finished ones; of the epochs, those of the present cycle.
+        cycle_epochs: that each cycle has.
         checkpoint: the file with the weights.
         probes: after each cycle the score of each probe.
         seconds: that the training and its probes took.
@@ -163,6 +176,7 @@ class SharedState(BaseModel):
 
     cycle: int = 0
     epoch: int = 0
+    cycle_epochs: int
     checkpoint: str | None = None
     probes: list[list[float]] = []
     seconds: float = 0.0
@@ -177,7 +191,7 @@ class SharedTuning:
         screen: that scores the probes.
         training: that the framework makes of the task.
         sampler: of policies.
-        epochs: of a candidate's own fine-tuning.
+        cycle_epochs: of each cycle; a training that is resumed keeps its own.
         folder: in which the training is kept.
         watcher: told of progress.
         most_cycles: however much the probes lack.
@@ -187,7 +201,7 @@ class SharedTuning:
     screen: Screen
     training: SharedTraining
     sampler: PolicySampler
-    epochs: int
+    cycle_epochs: int
     folder: RunFolder
     watcher: Watcher
     most_cycles: int = MOST_CYCLES
@@ -202,7 +216,7 @@ class SharedTuning:
         state = self._resumed()
         while state.finished is None:
             start = time.monotonic()
-            if state.epoch < self.cycle_epochs:
+            if state.epoch < state.cycle_epochs:
                 self.training.epoch(self.sampler.policies(state.cycle, state.epoch), self.watcher.progress)
                 state.epoch += 1
             else:
@@ -211,20 +225,15 @@ class SharedTuning:
             self._keep(state)
         return state
 
-    @property
-    def cycle_epochs(self) -> int:
-        """Epochs of a cycle."""
-        return CYCLE * self.epochs
-
     def _resumed(self) -> SharedState:
-        state = SharedState()
+        state = SharedState(cycle_epochs=self.cycle_epochs)
         if self.folder.file(STATE).is_file():
             state = SharedState.model_validate(self.folder.read_json(STATE))
-        self.training.begin(self.cycle_epochs)
+        self.training.begin(state.cycle_epochs)
         if state.checkpoint is not None:
             self.training.load(self.folder.file(state.checkpoint))
             if state.epoch == 0:  # between two cycles: the weights go on, the rate begins anew
-                self.training.begin(self.cycle_epochs)
+                self.training.begin(state.cycle_epochs)
         return state
 
     def _keep(self, state: SharedState) -> None:
@@ -244,11 +253,11 @@ class SharedTuning:
         state.finished = self._why_finished(state)
         scores = f"{len(self._probes)} random candidates have {self.screen.task.scorer.name} {mean(state.probes[-1]):.4g}"
         self.watcher.say(
-            f"Shared training, {state.cycle * self.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
+            f"Shared training, {state.cycle * state.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
         )
         if state.finished is None:
             state.epoch = 0
-            self.training.begin(self.cycle_epochs)
+            self.training.begin(state.cycle_epochs)
 
     def _probed(self, policy: Policy) -> float:
         candidate = self.training.candidate(policy)

@@ -15,7 +15,16 @@ from autocompress.errors import DiskFullError, OutOfTimeError, StageError, UserE
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, TrialRecord
 from autocompress.run_folder import RunFolder
-from autocompress.shared import CYCLE, FOLDER, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
+from autocompress.shared import (
+    FOLDER,
+    PROBE_SAMPLES,
+    SHORTEST_CYCLE,
+    PolicySampler,
+    Screen,
+    SharedTuning,
+    cycle_within,
+    cycles_for,
+)
 from autocompress.space import SearchSpace
 from autocompress.trial import Inheritance, Workbench
 from autocompress.watch import Watcher
@@ -82,7 +91,7 @@ class Sharing:
             self._decide_beforehand(decision, trials, seconds)
         found = None
         if decision.shared is not False:
-            found = self._trained(decision, cycles_for(trials), None if seconds is None else MOST_TIME * seconds)
+            found = self._trained(decision, trials, seconds)
         if found is not None and decision.shared is None:
             self._decide_by_trying(decision, found)
         words = "Candidates inherit from one shared training" if decision.shared else "Every candidate is tuned by itself"
@@ -102,13 +111,12 @@ class Sharing:
     def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None) -> None:
         """Decide against a shared training that would not pay, as far as that is known. A resumed run may find otherwise."""
         few = min(self.space.size, self.space.size if trials is None else trials)
-        epochs = self.bench.tune_settings.epochs
-        epoch = epoch_seconds(self.folder.records(), epochs)
-        cycle = CYCLE * epochs * FULL_STEP * (epoch or 0.0)
+        own = self._own_seconds
+        cycle = SHORTEST_CYCLE * (own or 0.0)
         reasons = {
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
-            "there was no time to find out how long one training for all would take": seconds is not None and epoch is None,
+            "there was no time to find out how long one training for all would take": seconds is not None and own is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,
         }
@@ -116,7 +124,14 @@ class Sharing:
         if reason is not None:
             self._decide(decision, False, reason, for_good=False)
 
-    def _trained(self, decision: Decision, cycles: int, most_seconds: float | None) -> Inheritance | None:
+    @property
+    def _own_seconds(self) -> float | None:
+        """What as many epochs of the shared training take as a candidate's own tuning has; None before any was seen."""
+        epochs = self.bench.tune_settings.epochs
+        epoch = epoch_seconds(self.folder.records(), epochs)
+        return None if epoch is None else epochs * FULL_STEP * epoch
+
+    def _trained(self, decision: Decision, trials: int | None, seconds: float | None) -> Inheritance | None:
         """The shared training, finished; None where it failed and need not be.
 
         A dead process says nothing about the training: a resumed run goes on with it from its last epoch.
@@ -124,10 +139,12 @@ class Sharing:
         bench, settings = self.bench, self.bench.tune_settings
         training = bench.framework.share(bench.task, bench.config.criterion, settings)
         screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
-        sampler, epochs = self._sampler, settings.epochs
-        tuning = SharedTuning(screen, training, sampler, epochs, self.folder, self.watcher, cycles, most_seconds)
+        most = None if seconds is None else MOST_TIME * seconds
+        epochs = cycle_within(most, self._own_seconds) * settings.epochs
         try:
-            state = tuning.run()
+            state = SharedTuning(
+                screen, training, self._sampler, epochs, self.folder, self.watcher, cycles_for(trials), most
+            ).run()
         except (OutOfTimeError, DiskFullError, UserError):
             raise
         except Exception as error:  # the user's loss, metric or layers may raise anything

@@ -1,9 +1,10 @@
 """What shared fine-tuning wins over tuning every candidate by itself.
 
-    python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 24]
+    python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 40]
 
-NAME is an experiment; by default three in PyTorch and three in Keras. Random policies of a space are tuned one by one from the
-original, twice with different seeds, and inherit from one shared training: without any training of their own, and with one epoch.
+NAME is an experiment; by default three in PyTorch and three in Keras. Random policies of a space, as many as a search tries by
+default, are tuned one by one from the original, twice with different seeds, and inherit from one shared training: without any
+training of their own, and with one epoch.
 Accuracies are those of the simulation on the validation data, seconds are CPU seconds of this process. The spaces: `channels`
 (8-bit weights), `branches` (whole ones may go too), `bits84` and `bits842` (a width for each layer).
 
@@ -37,7 +38,7 @@ from scipy.stats import spearmanr
 import autocompress as ac
 from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings, framework_of
 from autocompress.run_folder import RunFolder
-from autocompress.shared import PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
+from autocompress.shared import CYCLE, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.task import load_task
 from autocompress.watch import Watcher
@@ -111,10 +112,8 @@ class Comparison:
         structure = self.framework.inspect(self.task)
         sampler = PolicySampler(self.space, lambda policy: structure.macs_share(policy.pruning), None, 0)
         start = time.process_time()
-        cycles = cycles_for(len(self.policies))
-        state = SharedTuning(
-            Screen(self.framework, self.task, PROBE_SAMPLES), training, sampler, EACH_EPOCHS, folder, Printing(), cycles
-        ).run()
+        screen, epochs = Screen(self.framework, self.task, PROBE_SAMPLES), CYCLE * EACH_EPOCHS
+        state = SharedTuning(screen, training, sampler, epochs, folder, Printing(), cycles_for(len(self.policies))).run()
         if "shared" not in self.results:
             self._keep("shared", {"seconds": time.process_time() - start} | state.model_dump(include={"cycle", "finished"}))
         return training
@@ -209,7 +208,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS))
     parser.add_argument("--space", choices=SPACES, default="channels")
-    parser.add_argument("--policies", type=int, default=24)
+    parser.add_argument("--policies", type=int, default=40)
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/check_shared")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from autocompress.shared import (
     Screen,
     SharedState,
     SharedTuning,
+    cycle_within,
     cycles_for,
     is_shared,
     nearest_shared,
@@ -38,6 +39,8 @@ from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.watch import Watcher
 
 SPACE = {"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": ["float", 8, 4, 2]}]}
+EPOCHS = 5
+"""Of a cycle."""
 BITS = {"precision": [{"weights": ["float", 8, 4, 3, 2], "activations": [8]}]}
 """Of the model with one layer, and no group to prune: five policies."""
 
@@ -167,14 +170,16 @@ class ScriptedScreen:
         return 0.9 if candidate.model is None else self.reached[candidate.model]
 
 
-def scripted(reached: list[float], folder: Path, training: Any = None, **options: Any) -> tuple[SharedState, Scripted]:
+def scripted(
+    reached: list[float], folder: Path, training: Any = None, epochs: int = EPOCHS, **options: Any
+) -> tuple[SharedState, Scripted]:
     """How a training ends that reaches this."""
     made = RunFolder(folder)
     made.path.mkdir(exist_ok=True)
     training = training or Scripted(reached)
     sampler = PolicySampler(space(), share_of, None, seed=0)
     screen: Any = ScriptedScreen(reached)
-    return SharedTuning(screen, training, sampler, 3, made, Watcher(), **options).run(), training
+    return SharedTuning(screen, training, sampler, epochs, made, Watcher(), **options).run(), training
 
 
 @pytest.mark.parametrize(
@@ -189,14 +194,34 @@ def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, re
     state, training = scripted(reached, tmp_path / "run")
     assert state.finished is not None
     assert reason in state.finished
-    assert (state.cycle, training.trained) == (cycles, cycles * CYCLE * 3)
+    assert (state.cycle, training.trained) == (cycles, cycles * EPOCHS)
     assert [np.mean(scores) for scores in state.probes] == pytest.approx(reached)
 
 
 def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:
-    assert [cycles_for(count) for count in (1, 24, 50, 1000, None)] == [1, 1, 2, MOST_CYCLES, MOST_CYCLES]
+    assert [cycles_for(count) for count in (1, 80, 170, 1000, None)] == [1, 1, 2, MOST_CYCLES, MOST_CYCLES]
     state, _ = scripted([0.1, 0.5, 0.8], tmp_path / "run", most_cycles=2)
     assert (state.cycle, state.finished) == (2, "more would not pay for so few candidates")
+
+
+@pytest.mark.parametrize(
+    ("most", "own", "cycle"), [(None, 10.0, CYCLE), (1000.0, None, CYCLE), (45.0, 10.0, 4), (1.0, 10.0, 3), (1e9, 1.0, CYCLE)]
+)
+def test_a_cycle_is_as_long_as_the_time_allows(most: float | None, own: float | None, cycle: int) -> None:
+    assert cycle_within(most, own) == cycle
+
+
+def test_a_training_that_goes_on_keeps_the_length_of_its_cycles(tmp_path: Path) -> None:
+    training = Cut([0.5, 0.505])
+    training.cut = 2
+    with pytest.raises(KeyboardInterrupt):
+        scripted([0.5, 0.505], tmp_path / "run", training)
+    made = RunFolder(tmp_path / "run")
+    screen: Any = ScriptedScreen([0.5, 0.505])
+    state = SharedTuning(
+        screen, Scripted([0.5, 0.505]), PolicySampler(space(), share_of, None, 0), EPOCHS + 4, made, Watcher()
+    ).run()
+    assert state.cycle_epochs == EPOCHS
 
 
 def test_no_cycle_begins_that_ends_too_late(tmp_path: Path) -> None:
@@ -213,7 +238,7 @@ class Cut(Scripted):
         super().epoch(policies, progress)
 
 
-@pytest.mark.parametrize("cut", [0, 1, CYCLE * 3, CYCLE * 3 + 2])
+@pytest.mark.parametrize("cut", [0, 1, EPOCHS, EPOCHS + 2])
 def test_nothing_but_the_last_epoch_is_repeated(cut: int, tmp_path: Path) -> None:
     reached = [0.5, 0.8, 0.805]
     whole, _ = scripted(reached, tmp_path / "whole")
@@ -222,7 +247,7 @@ def test_nothing_but_the_last_epoch_is_repeated(cut: int, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         scripted(reached, tmp_path / "run", training)
     resumed, again = scripted(reached, tmp_path / "run")
-    assert again.trained == MOST_CYCLES * CYCLE * 3
+    assert again.trained == MOST_CYCLES * EPOCHS
     assert resumed.probes == whole.probes
     known, third = scripted(reached, tmp_path / "run")  # a finished one is only read
     assert known == resumed

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.data import Inputs, map_arrays, to_numpy
+from autocompress.data import Inputs, map_arrays, merged, to_numpy
 from autocompress.errors import TaskError
 from autocompress.frameworks.keras.nodes import as_argument
 from autocompress.task import Task
@@ -31,7 +31,8 @@ def outputs_of(value: Any) -> list[Any]:
 
 def predicted(model: keras.Model, batches: Iterable[Inputs]) -> list[NDArray[Any]]:
     """The outputs for batches of inputs, in order."""
-    found = [[keras.ops.convert_to_numpy(output) for output in outputs_of(call(model, inputs))] for inputs in batches]
+    given = merged(arrays(inputs) for inputs in batches)
+    found = [[keras.ops.convert_to_numpy(output) for output in outputs_of(call(model, inputs))] for inputs in given]
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from autocompress.data import merged
 from autocompress.frameworks.calibrating import calibrating
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
@@ -38,8 +39,8 @@ def calibrate_ranges(task: Task, model: keras.Model) -> None:
     if not has_unseen_inputs(model):
         return
     with calibrating(simulated_inputs(model).values()):
-        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
-            call(model, arrays(batch.inputs))
+        for inputs in merged(arrays(batch.inputs) for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES)):
+            call(model, inputs)
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
@@ -51,11 +52,15 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     if not norms or task.splits["train"].comes_alone:
         return
     momenta = [norm.momentum for norm in norms]
+    batches = islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)
+    seen = 0
     with calls_replaced(norms, _in_training_mode):
-        for count, batch in enumerate(islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)):
+        for inputs in merged(batch.inputs for batch in batches):
+            size = len(keras.tree.flatten(inputs)[0])
             for norm in norms:
-                norm.momentum = count / (count + 1)  # a cumulative average
-            call(model, batch.inputs)
+                norm.momentum = seen / (seen + size)  # a cumulative average
+            call(model, inputs)
+            seen += size
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
