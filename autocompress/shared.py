@@ -129,12 +129,12 @@ class PolicySampler:
 
 
 class Screen:
-    """Scores candidates in simulation, on the validation data or on its first samples."""
+    """Scores candidates in simulation, on a split of the data or on its first samples."""
 
-    def __init__(self, framework: Framework, task: Task, samples: int | None = None) -> None:
+    def __init__(self, framework: Framework, task: Task, samples: int | None = None, split: str = "valid") -> None:
         self.framework, self.task = framework, task
         self.batches: list[Batch] = []
-        for batch in task.splits["valid"].numpy():
+        for batch in task.splits[split].numpy():
             self.batches.append(batch)
             if samples is not None and sum(one.size for one in self.batches) >= samples:
                 break

@@ -1,11 +1,14 @@
-"""Fine-tune and measure every policy of a small space once, and those near the front with three seeds.
+"""Score and measure every policy of a space once.
 
-    python experiments/search_benchmark/build_table.py [--minutes 60] [--out experiments/search_benchmark/table.csv]
+    python experiments/search_benchmark/build_table.py [tuned | inherited] [--minutes 60] [--out FILE]
 
-The network is the ResNet-8 of `mnist_resnet8`, the space five or six groups with three ratios each, every layer in 8 bits. A row
-is written as soon as it is known, in a shuffled order, so the builder can be cut off anywhere and goes on where it stopped; a
-part of the table is a random sample of the whole. Beside it stands table.json: the space, the budget, the sensitivities and what
-they took. Run it on a machine that does nothing else: latencies are measured as it goes.
+The network is the ResNet-8 of `mnist_resnet8`, every layer in 8 bits. Tuned: three ratios for each of six groups, every policy
+fine-tuned, those near the front with three seeds, and scored as IR; table.csv. Inherited: four ratios each, every policy inherits
+from one shared training and is scored in simulation; inherited.csv, whose seconds are those of inheriting.
+
+A row is written as soon as it is known, in a shuffled order, so the builder can be cut off anywhere and goes on where it stopped;
+a part of the table is a random sample of the whole. Beside it stands a .json: the space, the budget, the sensitivities and what
+they took. Best run on a machine that does nothing else: latencies are measured as it goes.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +36,10 @@ from autocompress.frameworks.base import TuneSettings
 from autocompress.front import non_dominated
 from autocompress.policy import Policy
 from autocompress.record import Latency
+from autocompress.run_folder import RunFolder
 from autocompress.setup import open_space
-from autocompress.space import uniform_policy
+from autocompress.shared import CYCLE, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning
+from autocompress.space import SearchSpace, uniform_policy
 from autocompress.target import precision
 from autocompress.target.evaluate import evaluate
 from autocompress.target.meter import measure
@@ -43,13 +50,23 @@ from autocompress.watch import Watcher
 
 HERE = Path(__file__).resolve().parent
 TASK = HERE.parent / "mnist_resnet8" / "task.py"
-SPACE = {
-    "description": "Channels of a ResNet-8, every layer in INT8.",
-    "channel_step": 8,
-    "pruning": [{"ratios": [0, 0.5, 0.75]}, {"groups": "block1.conv1", "ratios": [0, 0.5, 1]}],
-    "precision": [{"weights": [8]}],
+KEPT = HERE.parents[1] / "runs" / "search_benchmark"
+"""The shared training."""
+SPACES: dict[str, dict[str, Any]] = {
+    "tuned": {
+        "description": "Channels of a ResNet-8, every layer in INT8.",
+        "channel_step": 8,
+        "pruning": [{"ratios": [0, 0.5, 0.75]}, {"groups": "block1.conv1", "ratios": [0, 0.5, 1]}],
+        "precision": [{"weights": [8]}],
+    },
+    "inherited": {
+        "description": "Channels of a ResNet-8 in finer steps, every layer in INT8.",
+        "channel_step": 8,
+        "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}],
+        "precision": [{"weights": [8]}],
+    },
 }
-EPOCHS, SEEDS = 1, (0, 1, 2)
+EPOCHS, SEEDS = {"tuned": 1, "inherited": 3}, {"tuned": (0, 1, 2), "inherited": (0,)}
 BUDGET_OF_INT8, WORST_DROP = 0.7, 0.05
 NEAR = 0.01
 """Accuracy by which a policy may miss the front and still be tuned with every seed."""
@@ -68,31 +85,35 @@ class Quiet(Watcher):
 def main() -> None:
     """Go through the policies until all are known or the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=SPACES, default="tuned")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
-    parser.add_argument("--out", type=Path, default=HERE / "table.csv")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    out: Path = options.out or HERE / ("table.csv" if options.kind == "tuned" else "inherited.csv")
     end = time.monotonic() + 60 * options.minutes
     task = load_task(TASK)
-    config = SearchConfig(space=SPACE, target={"threads": 1}, fine_tuning=FineTuning(epochs=EPOCHS))
+    config = SearchConfig(space=SPACES[options.kind], target={"threads": 1}, fine_tuning=FineTuning(epochs=EPOCHS[options.kind]))
     bench, space, fingerprint = open_space(task, config, Quiet())
     foresight = Foresight(bench, space, fingerprint, Quiet())
     names = [decision.name for decision in space.decisions]
     points = list(itertools.product(*(range(len(d.choices)) for d in space.decisions)))
     predicted = foresight.costs.latency_ms(np.array(points)) / bench.reference_ms
     latency_of = dict(zip(points, predicted.tolist(), strict=True))
-    describe(foresight, options.out.with_suffix(".json"))
+    describe(foresight, EPOCHS[options.kind], out.with_suffix(".json"))
+    make = partial(tuned, task, bench) if options.kind == "tuned" else heirs(task, bench, space)
+    first, *others = SEEDS[options.kind]
     order = [points[i] for i in np.random.default_rng(0).permutation(len(points))]
-    wanted = [(point, SEEDS[0]) for point in order]
+    wanted = [(point, first) for point in order]
     print(f"{len(points)} policies of {len(names)} decisions", flush=True)
-    while (found := next_of(wanted, options.out, names)) and time.monotonic() < end:
+    while (found := next_of(wanted, out, names)) and time.monotonic() < end:
         point, seed = found
-        row = tuned(task, bench, space.policy(dict(zip(names, point, strict=True))), seed)
-        append(options.out, names, {**dict(zip(names, point, strict=True)), **row, "latency_predicted": latency_of[point]})
-        if not next_of(wanted, options.out, names):
-            wanted = [(point, seed) for point in near_front(options.out, names) for seed in SEEDS]
+        row = make(space.policy(dict(zip(names, point, strict=True))), seed)
+        append(out, names, {**dict(zip(names, point, strict=True)), **row, "latency_predicted": latency_of[point]})
+        if others and not next_of(wanted, out, names):
+            wanted = [(point, seed) for point in near_front(out, names) for seed in (first, *others)]
 
 
-def describe(foresight: Foresight, path: Path) -> None:
+def describe(foresight: Foresight, epochs: int, path: Path) -> None:
     """What a replay has to know beside the table."""
     if path.is_file():
         return
@@ -109,7 +130,7 @@ def describe(foresight: Foresight, path: Path) -> None:
         "original": original,
         "budget": BUDGET_OF_INT8 * int8,
         "worst_drop": WORST_DROP,
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "host": host(),
     }
     path.write_text(json.dumps(about, indent=1))
@@ -130,17 +151,40 @@ def tuned(task: Task, bench: Workbench, policy: Policy, seed: int) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         precision.save(model, Path(folder) / "model.xml")
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    return {
-        "seed": seed,
-        **scores,
-        "latency": round(latency.ratio, 5),
-        "latency_low": round(latency.ratio_low, 5),
-        "latency_high": round(latency.ratio_high, 5),
-        "size_bytes": size,
-        "tune_seconds": round(tune_seconds, 3),
-        "total_seconds": round(time.process_time() - start, 3),
-        "host": host(),
-    }
+    costs = _costs(tune_seconds, time.process_time() - start)
+    return {"seed": seed, **scores, **_latency(latency), "size_bytes": size, **costs}
+
+
+def heirs(task: Task, bench: Workbench, space: SearchSpace) -> Callable[[Policy, int], dict[str, Any]]:
+    """Makes rows of policies that inherit from one shared training, which is kept and taken up again."""
+    folder = RunFolder(KEPT)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    training = bench.framework.share(task, bench.config.criterion, bench.tune_settings)
+    sampler = PolicySampler(space, lambda policy: bench.structure.macs_share(policy.pruning), None, 0)
+    probes = Screen(bench.framework, task, PROBE_SAMPLES)
+    SharedTuning(probes, training, sampler, CYCLE * bench.tune_settings.epochs, folder, Quiet(), most_cycles=1).run()
+    screens = {split: Screen(bench.framework, task, split=split) for split in ("valid", "test")}
+
+    def row(policy: Policy, seed: int) -> dict[str, Any]:
+        start = time.process_time()
+        candidate = training.candidate(policy)
+        bench.framework.reestimate(task, candidate)
+        valid = screens["valid"].score(candidate)
+        seconds = time.process_time() - start
+        figures = {"accuracy_valid": valid, "accuracy_test": screens["test"].score(candidate)}
+        latency = bench.untrained_latency(candidate, half_width=0.01)
+        return {"seed": seed, **figures, **_latency(latency), **_costs(seconds, time.process_time() - start)}
+
+    return row
+
+
+def _latency(latency: Latency) -> dict[str, float]:
+    values = {"latency": latency.ratio, "latency_low": latency.ratio_low, "latency_high": latency.ratio_high}
+    return {key: round(value, 5) for key, value in values.items()}
+
+
+def _costs(tune_seconds: float, total_seconds: float) -> dict[str, Any]:
+    return {"tune_seconds": round(tune_seconds, 3), "total_seconds": round(total_seconds, 3), "host": host()}
 
 
 def append(path: Path, names: list[str], row: dict[str, Any]) -> None:
