@@ -220,7 +220,9 @@ def draw(models: pd.DataFrame, name: str, path: Path) -> None:
     axes.axvline(float(models["budget"].mean()), ls="--", lw=1, color="grey", label="budget")
     original = float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
     axes.set(xlabel="latency relative to the original", ylabel="accuracy on test data", title=name)
-    axes.set(ylim=(original - 2 * WORST_DROP, None), xlim=(None, 1.05 * float(models["budget"].mean())))
+    axes.set(
+        ylim=(original - 2 * WORST_DROP, None), xlim=(None, 1.05 * float(models.loc[models["way"] == "grid", "latency"].max()))
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path)
