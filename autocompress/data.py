@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from autocompress.errors import TaskError
 
 Inputs = tuple[Any, ...] | dict[str, Any]
-MERGED_SAMPLES, MERGED_ELEMENTS = 512, 2**18
-"""Of a batch that is made of smaller ones, at most; elements are those of its largest array."""
+MERGED, MERGED_ELEMENTS = 5, 2**18
+"""Batches that are made one, at most, and elements of the largest array in it."""
 ENDLESS = -1
 """The cardinality of a `tf.data.Dataset` that repeats."""
 
@@ -36,7 +36,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Samples in this batch."""
-        return len(_arrays(self.inputs)[0])
+        return size_of(self.inputs)
 
     def map(self, change: Any) -> Batch:
         """The batch with `change` applied to every array."""
@@ -240,26 +240,44 @@ def rebatched(batches: Iterator[Batch], size: int) -> Iterator[tuple[Inputs, int
             yield map_arrays(batch.inputs, lambda a, part=part: a[part]), real
 
 
-def merged(batches: Iterable[Inputs], samples: int = MERGED_SAMPLES) -> Iterator[Inputs]:
-    """The same inputs in fewer, larger batches of about so many samples; arrays in NumPy.
+def merged(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The same inputs in fewer, larger batches; arrays in NumPy.
 
-    A call of a small model costs more than its arithmetic. Large inputs stay as they are, and so does what does not fit together.
+    A call of a small model costs more than its arithmetic. Some batches together still take less memory than a training step on
+    one of them. Large inputs stay as they are, and so do batches that do not fit together.
     """
     parts: list[Inputs] = []
     for inputs in batches:
-        if parts and not _is_merged_with(parts, inputs, samples):
-            yield join(parts)
+        if parts and not _fits_with(parts, inputs):
+            yield _united(parts)
             parts = []
         parts.append(inputs)
     if parts:
-        yield join(parts)
+        yield _united(parts)
 
 
-def _is_merged_with(parts: list[Inputs], inputs: Inputs, samples: int) -> bool:
-    first, own = _arrays(parts[0]), _arrays(inputs)
-    alike = all(a.shape[1:] == b.shape[1:] and a.dtype == b.dtype for a, b in zip(first, own, strict=True))
-    together = sum(len(_arrays(part)[0]) for part in parts) + len(own[0])
-    return alike and together <= samples and together * max(a[:1].size for a in own) <= MERGED_ELEMENTS
+def size_of(inputs: Inputs) -> int:
+    """Samples in the inputs of a batch."""
+    return len(_arrays(inputs)[0])
+
+
+def _united(parts: list[Inputs]) -> Inputs:
+    return parts[0] if len(parts) == 1 else join(parts)
+
+
+def _fits_with(parts: list[Inputs], inputs: Inputs) -> bool:
+    samples = sum(map(size_of, [*parts, inputs]))
+    small = samples * max(array[:1].size for array in _arrays(inputs)) <= MERGED_ELEMENTS
+    return len(parts) < MERGED and small and _form(parts[0]) == _form(inputs)
+
+
+def _form(inputs: Any) -> Any:
+    """Names, places, shapes and types of arrays, but for the number of samples."""
+    if isinstance(inputs, Mapping):
+        return {key: _form(item) for key, item in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return [_form(item) for item in inputs]
+    return inputs.shape[1:], inputs.dtype
 
 
 def map_arrays(value: Any, change: Any) -> Any:

@@ -16,9 +16,10 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autocompress.data import Batch, join, map_arrays
+from autocompress.errors import RunFolderError
 from autocompress.frameworks.base import Candidate, Framework, SharedTraining
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.run_folder import RunFolder
@@ -39,14 +40,16 @@ SANDWICH = 8
 DRAWN = 8
 """Random points of which the one nearest to a latency is taken."""
 CYCLE, SHORTEST_CYCLE = 6, 3
-"""Epochs of a cycle over those of a candidate's own fine-tuning: where there is time, and at least.
+"""Epochs of a cycle over those of a candidate's own fine-tuning: at most, and at least.
 
-One long cycle gives more than two of half its length. 24 policies that are tuned one by one for 3 epochs have .948 on ResNet-8,
-and inherit .946 after 9 shared epochs, .948 after 12 and .955 after 24 (`benchmarks/check_shared.py`).
+Policies that have .948 on ResNet-8 tuned one by one for 3 epochs inherit .946 after 9 shared epochs, .948 after 12; more in
+`benchmarks/check_shared.py`.
 """
+CANDIDATES_PER_LENGTH = 6
+"""So that a cycle takes about a quarter of the time in which the candidates could be tuned by themselves."""
 MOST_CYCLES = 3
 CANDIDATES_PER_CYCLE = 80
-"""So that a cycle takes about a tenth of the time in which the candidates could be tuned by themselves."""
+"""Another cycle pays for so many more."""
 PROBES = 4
 PROBE_SAMPLES = 1000
 """Of the validation data; they decide only how long the shared training runs."""
@@ -59,16 +62,17 @@ def cycles_for(candidates: int | None) -> int:
     return MOST_CYCLES if candidates is None else max(1, min(MOST_CYCLES, candidates // CANDIDATES_PER_CYCLE))
 
 
-def cycle_within(most_seconds: float | None, own_seconds: float | None) -> int:
+def cycle_within(candidates: int | None, most_seconds: float | None, own_seconds: float | None) -> int:
     """How many times as long as a candidate's own fine-tuning a cycle lasts.
 
     Args:
-        most_seconds: that it may take; None without a limit.
+        candidates: that are to inherit; None for a number that is not known.
+        most_seconds: that a cycle may take; None without a limit.
         own_seconds: what as many shared epochs take as a candidate has; None where that is not known.
     """
-    if most_seconds is None or not own_seconds:
-        return CYCLE
-    return min(CYCLE, max(SHORTEST_CYCLE, int(most_seconds / own_seconds)))
+    paid = CYCLE if candidates is None else candidates // CANDIDATES_PER_LENGTH
+    fits = CYCLE if most_seconds is None else int(most_seconds / (own_seconds or np.inf))
+    return min(CYCLE, max(SHORTEST_CYCLE, min(paid, fits)))
 
 
 def is_shared(policy: Policy) -> bool:
@@ -228,13 +232,21 @@ class SharedTuning:
     def _resumed(self) -> SharedState:
         state = SharedState(cycle_epochs=self.cycle_epochs)
         if self.folder.file(STATE).is_file():
-            state = SharedState.model_validate(self.folder.read_json(STATE))
+            state = self._read()
         self.training.begin(state.cycle_epochs)
         if state.checkpoint is not None:
             self.training.load(self.folder.file(state.checkpoint))
             if state.epoch == 0:  # between two cycles: the weights go on, the rate begins anew
                 self.training.begin(state.cycle_epochs)
         return state
+
+    def _read(self) -> SharedState:
+        stored = self.folder.read_json(STATE)
+        try:
+            return SharedState.model_validate(stored)
+        except ValidationError as error:
+            place, remedy = self.folder.file(STATE), f"Remove the folder {FOLDER} of the run; the training then begins anew."
+            raise RunFolderError("A shared training is resumed by the version that began it", str(place), remedy) from error
 
     def _keep(self, state: SharedState) -> None:
         """First the weights, under a name of their own, then what tells of them: a kill between the two costs an epoch."""

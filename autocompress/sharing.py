@@ -140,7 +140,7 @@ class Sharing:
         training = bench.framework.share(bench.task, bench.config.criterion, settings)
         screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
         most = None if seconds is None else MOST_TIME * seconds
-        epochs = cycle_within(most, self._own_seconds) * settings.epochs
+        epochs = cycle_within(trials, most, self._own_seconds) * settings.epochs
         try:
             state = SharedTuning(
                 screen, training, self._sampler, epochs, self.folder, self.watcher, cycles_for(trials), most

@@ -38,7 +38,7 @@ from scipy.stats import spearmanr
 import autocompress as ac
 from autocompress.frameworks.base import Candidate, SharedTraining, TuneSettings, framework_of
 from autocompress.run_folder import RunFolder
-from autocompress.shared import CYCLE, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycles_for
+from autocompress.shared import PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycle_within, cycles_for
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.task import load_task
 from autocompress.watch import Watcher
@@ -112,8 +112,10 @@ class Comparison:
         structure = self.framework.inspect(self.task)
         sampler = PolicySampler(self.space, lambda policy: structure.macs_share(policy.pruning), None, 0)
         start = time.process_time()
-        screen, epochs = Screen(self.framework, self.task, PROBE_SAMPLES), CYCLE * EACH_EPOCHS
-        state = SharedTuning(screen, training, sampler, epochs, folder, Printing(), cycles_for(len(self.policies))).run()
+        candidates = len(self.policies)
+        epochs, cycles = cycle_within(candidates, None, None) * EACH_EPOCHS, cycles_for(candidates)
+        probes = Screen(self.framework, self.task, PROBE_SAMPLES)
+        state = SharedTuning(probes, training, sampler, epochs, folder, Printing(), cycles).run()
         if "shared" not in self.results:
             self._keep("shared", {"seconds": time.process_time() - start} | state.model_dump(include={"cycle", "finished"}))
         return training

@@ -3,14 +3,15 @@
     python benchmarks/compare_live.py mnist_resnet8 [--time 8m] [--seeds 3] [--ways shared each grid] [--out runs/live]
 
 The search is that of the experiment's config.yaml, with another time limit, seed and mode of fine-tuning; what counts is its
-front, as a user gets it, scored once on test data. The grid prunes every group by one ratio, every layer in INT8, and spends the
-same seconds evenly on the ratios, as epochs of fine-tuning. What searches remember of a model is made beforehand.
+front, as a user gets it, chosen on validation data and scored once on test data. The grid prunes every group by one ratio, every
+layer in INT8, and spends the same seconds evenly on the ratios, as epochs of fine-tuning. What is remembered of a model and a
+device (the layers' times, what each choice alone costs) is made beforehand and not charged to the searches.
 
-A row for each model is appended to OUT/live_NAME.csv; a way and seed that stands in it is not run again. Prints the hypervolumes
-between each front and the corner (the budget, the original's accuracy less 5 points) and, for drops of 0.5, 1 and 2 points, the
-latencies of the fastest models that lose no more beside the grid's (interpolated; medians over the seeds), and draws
-OUT/live_NAME.png. Ends with exit code 1 if sharing has less hypervolume with any seed or not more with most of them, or if its
-models are not 1.15 times (`--faster`) as fast as the grid's at two of the drops, or clearly slower at any.
+A row for each model is appended to OUT/live_NAME.csv; a way, seed and time that stand in it are not run again. Prints, on test
+data, the hypervolumes between each front and the corner (the budget, the original's accuracy less 5 points) and for drops of 0.5,
+1 and 2 points the latency of the fastest model that loses no more beside the grid's (interpolated; medians over the seeds), and
+draws OUT/live_NAME.png. Ends with exit code 1 if sharing has less hypervolume with any seed or not more with most of them, or if
+its models are not 1.15 times (`--faster`) as fast as the grid's at two of the drops, or clearly slower at any.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what runs on the other core then costs nothing
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -33,22 +33,24 @@ import numpy as np
 import pandas as pd
 
 from autocompress.baselines import INT8, ORIGINAL
-from autocompress.config import SearchConfig, load_config
+from autocompress.config import CompressionConfig, SearchConfig, load_config
 from autocompress.device import Fingerprint
 from autocompress.foresight import Foresight
 from autocompress.outer_loop import run_search
+from autocompress.policy import Policy
 from autocompress.setup import open_space
 from autocompress.space import SearchSpace, uniform_policy
 from autocompress.task import Task, load_task
 from autocompress.trial import Workbench
-from autocompress.watch import Watcher
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments" / "search_benchmark"))
-from build_table import host, tuned
+from build_table import Printing, host, tuned
 from replay import hypervolume
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
+Config = TypeVar("Config", bound=CompressionConfig)
+COLUMNS = ["way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test", "budget", "seconds", "host"]
 WAYS = ("shared", "each", "grid")
 RATIOS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 WORST_DROP, DROPS = 0.05, (0.005, 0.01, 0.02)
@@ -56,32 +58,30 @@ TIE = 1.02
 """Latencies nearer than this are one."""
 
 
-class Printing(Watcher):
-    """Lines as they come."""
-
-    def say(self, line: str) -> None:
-        """Print it."""
-        print(f"  {line}", flush=True)
-
-
 def main(name: str, limit: str, seeds: int, ways: list[str], out: Path, faster: float) -> int:
     """Run what is missing, compare; 1 if a bound is broken."""
     out.mkdir(parents=True, exist_ok=True)
     path, task = out / f"live_{name}.csv", load_task(ROOT / f"experiments/{name}/task.py")
     config = load_config(ROOT / f"experiments/{name}/config.yaml", {"max_time": limit})
-    for way, seed in missing(path, ways, seeds):
+    for way, seed in missing(path, ways, seeds, limit):
         print(f"{name}, {way}, seed {seed}", flush=True)
         fill_caches(task, config)
         asked = config.model_copy(update={"seed": seed, "out": str(out / f"{name}-{way}-{seed}")})
         append(path, grid(task, asked) if way == "grid" else searched(task, asked, way))
-    models = pd.read_csv(path)
+    models = of_limit(path, limit)
     draw(models, name, out / f"live_{name}.png")
     return report(models, faster)
 
 
-def missing(path: Path, ways: list[str], seeds: int) -> list[tuple[str, int]]:
+def of_limit(path: Path, limit: str) -> pd.DataFrame:
+    """The rows of searches of this length."""
+    models = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    return models[models["limit"] == limit]
+
+
+def missing(path: Path, ways: list[str], seeds: int, limit: str) -> list[tuple[str, int]]:
     """The ways and seeds that are not in the file."""
-    models = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["way", "seed"])
+    models = of_limit(path, limit)
     known = set(zip(models["way"], models["seed"], strict=True))
     return [(way, seed) for seed in range(seeds) for way in ways if (way, seed) not in known]
 
@@ -104,66 +104,79 @@ def opened(task: Task, config: SearchConfig) -> Iterator[tuple[Workbench, Search
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Write the rows of one search at once."""
-    pd.DataFrame(rows).to_csv(path, mode="a", header=not path.is_file(), index=False)
+    """Write the rows of one search at once; seconds are those of all of it, the budget is relative to the original's latency."""
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, mode="a", header=not path.is_file(), index=False)
 
 
 def searched(task: Task, config: SearchConfig, way: str) -> list[Row]:
     """The front of a search, and what everybody has without one."""
     tuning = config.fine_tuning.model_copy(update={"mode": way})
     start = time.monotonic()
-    result = run_search(task, config.model_copy(update={"fine_tuning": tuning}), watcher=Printing())
+    asked = config.model_copy(update={"fine_tuning": tuning})
+    result = run_search(task, asked, resume=Path(config.out, "run.json").is_file(), watcher=Printing())
     seconds = time.monotonic() - start
     front = set(result.front["trial"])
     kept = [r for r in result.records if r.number in front or r.source in (ORIGINAL, INT8)]
-    budget = (result.budget_ms or np.inf) / result.run["reference_ms"]
+    whole = {"budget": (result.budget_ms or np.inf) / result.run["reference_ms"], "seconds": round(seconds, 1)}
     return [
-        row(way, config.seed, f"{r.source} {r.number}", r.latency.ratio, r.accuracy_valid, r.accuracy_test, budget, seconds)
+        row(config, way, f"{r.source} {r.number}", r.latency.ratio, r.accuracy_valid, r.accuracy_test) | whole
         for r in kept
         if r.latency is not None
     ]
 
 
 def grid(task: Task, config: SearchConfig) -> list[Row]:
-    """One model for each ratio, trained for as many epochs as the time allows."""
+    """One model for each ratio, each trained for as many epochs as its share of the time that is left allows."""
+    end = time.monotonic() + (config.time_limit_s or np.inf)
+    found: list[Row] = []
+    with opened(task, config.model_copy(update={"isolate": False})) as (bench, space, _):
+        ratios = {uniform_policy(bench.structure, ratio, space.steps): ratio for ratio in reversed(RATIOS)}
+        policies = sorted(ratios, key=lambda policy: ratios[policy])
+        _, epoch, besides = trained(task, bench, policies[0], config.seed, 1)
+        for policy in policies:
+            share = (end - time.monotonic()) / (len(policies) - len(found))
+            epochs = max(1, int((share - besides) / epoch))
+            one, epoch, besides = trained(task, bench, policy, config.seed, epochs)
+            print(f"  ratio {ratios[policy]}: {epochs} epochs", flush=True)
+            scores = one["latency"], one["accuracy_valid"], one["accuracy_test"]
+            found.append(row(config, "grid", f"ratio {ratios[policy]}, {epochs} epochs", *scores))
+    seconds = (config.time_limit_s or np.inf) + time.monotonic() - end
+    return [one | {"seconds": round(seconds, 1)} for one in found]
+
+
+def trained(task: Task, bench: Workbench, policy: Policy, seed: int, epochs: int) -> tuple[Row, float, float]:
+    """What was measured of a model, the seconds of one of its epochs, and those of all else."""
     start = time.monotonic()
-    with opened(task, config) as (bench, space, _):
-        policies = list(dict.fromkeys(uniform_policy(bench.structure, ratio, space.steps) for ratio in RATIOS))
-        first = tuned(task, with_epochs(bench, 1), policies[len(policies) // 2], config.seed)
-        rest = (config.time_limit_s or np.inf) - (time.monotonic() - start)
-        besides = first["total_seconds"] - first["tune_seconds"]
-        epochs = max(1, int((rest / len(policies) - besides) / first["tune_seconds"]))
-        print(f"  {len(policies)} ratios, {epochs} epochs each", flush=True)
-        found = [tuned(task, with_epochs(bench, epochs), policy, config.seed) for policy in policies]
+    bench.config = with_epochs(bench.config, epochs)
+    one = tuned(task, bench, policy, seed)
     seconds = time.monotonic() - start
-    return [
-        row("grid", config.seed, f"ratio {ratio}", one["latency"], one["accuracy_valid"], one["accuracy_test"], np.nan, seconds)
-        for ratio, one in zip(RATIOS, found, strict=True)
-    ]
+    tuning = seconds * one["tune_seconds"] / one["total_seconds"]
+    return one, tuning / epochs, seconds - tuning
 
 
-def with_epochs(bench: Workbench, epochs: int) -> Workbench:
+def with_epochs(config: Config, epochs: int) -> Config:
     """The same, with another length of fine-tuning."""
-    tuning = bench.config.fine_tuning.model_copy(update={"epochs": epochs})
-    return replace(bench, config=bench.config.model_copy(update={"fine_tuning": tuning}))
+    return config.model_copy(update={"fine_tuning": config.fine_tuning.model_copy(update={"epochs": epochs})})
 
 
-def row(way: str, seed: int, model: str, latency: float, valid: float, test: float, budget: float, seconds: float) -> Row:
-    """A model; latencies and the budget relative to the original, seconds of the whole search or grid."""
-    figures = {"latency": latency, "accuracy_valid": valid, "accuracy_test": test, "budget": budget, "seconds": seconds}
-    return (
-        {"way": way, "seed": seed, "model": model} | {key: round(value, 5) for key, value in figures.items()} | {"host": host()}
-    )
+def row(config: SearchConfig, way: str, model: str, latency: float, valid: float | None, test: float | None) -> Row:
+    """A model; the latency is relative to the original's."""
+    figures = {"latency": round(latency, 5), "accuracy_valid": valid, "accuracy_test": test}
+    return {"way": way, "seed": config.seed, "limit": config.max_time, "model": model, **figures, "host": host()}
 
 
 def report(models: pd.DataFrame, faster: float) -> int:
     """Print the comparison; 1 if a bound is broken."""
     original = float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
     budget = float(models["budget"].mean())
-    by_way = {way: [one for _, one in found.groupby("seed")] for way, found in models.groupby("way")}
-    broken = check_volumes({way: [volume(one, budget, original) for one in found] for way, found in by_way.items()})
-    if {"shared", "grid"} <= set(by_way):
-        broken += check_latencies(by_way, original, faster)
+    fronts = {way: {int(seed): one for seed, one in found.groupby("seed")} for way, found in models.groupby("way")}
+    volumes = {way: {seed: volume(one, budget, original) for seed, one in found.items()} for way, found in fronts.items()}
+    for way, found in volumes.items():
+        took = models.loc[models["way"] == way, "seconds"].max()
+        print(f"{way:8} hypervolume {'  '.join(f'{value:.4f}' for value in found.values())}, in at most {took:.0f} s")
+    broken = check_volumes(volumes) if {"shared", "each"} <= set(volumes) else []
+    if {"shared", "grid"} <= set(fronts):
+        broken += check_latencies({way: list(found.values()) for way, found in fronts.items()}, original, faster)
     print(*broken, sep="\n")
     return int(bool(broken))
 
@@ -173,39 +186,39 @@ def volume(front: pd.DataFrame, budget: float, original: float) -> float:
     return 100 * hypervolume(front["latency"].to_numpy(), front["accuracy_test"].to_numpy(), budget, original - WORST_DROP)
 
 
-def check_volumes(volumes: dict[str, list[float]]) -> list[str]:
+def check_volumes(volumes: dict[str, dict[int, float]]) -> list[str]:
     """Sharing has no less with any seed and more with most of them."""
-    for way, found in volumes.items():
-        print(f"{way:8} hypervolume {'  '.join(f'{value:.4f}' for value in found)}")
-    pairs = list(zip(volumes.get("shared", []), volumes.get("each", []), strict=False))
-    less, more = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
-    return [f"sharing has less hypervolume in {less} of {len(pairs)}, more in {more}"] if less or 2 * more <= len(pairs) else []
+    seeds = volumes["shared"].keys() & volumes["each"].keys()
+    less = sum(volumes["shared"][seed] < volumes["each"][seed] for seed in seeds)
+    more = sum(volumes["shared"][seed] > volumes["each"][seed] for seed in seeds)
+    return [f"sharing has less hypervolume in {less} of {len(seeds)}, more in {more}"] if less or 2 * more <= len(seeds) else []
 
 
-def check_latencies(by_way: dict[str, list[pd.DataFrame]], original: float, faster: float) -> list[str]:
+def check_latencies(fronts: dict[str, list[pd.DataFrame]], original: float, faster: float) -> list[str]:
     """The search's models are faster than the grid's at two of the drops, and slower at none."""
     ratios = []
     for drop in DROPS:
         least = original - drop
-        own = {way: float(np.median([fastest(one, least) for one in by_way[way]])) for way in by_way if way != "grid"}
-        of_grid = float(np.median([interpolated(one, least) for one in by_way["grid"]]))
-        ratios.append(of_grid / own["shared"])
+        own = {way: float(np.median([fastest(one, least) for one in found])) for way, found in fronts.items() if way != "grid"}
+        of_grid = float(np.median([interpolated(one, least) for one in fronts["grid"]]))
+        ratios.append(of_grid / own["shared"] if np.isfinite(own["shared"]) else 0.0)
         words = ", ".join(f"{way} {value:.4f}" for way, value in own.items())
         print(f"at the original's accuracy less {100 * drop:g} points: {words}, grid {of_grid:.4f}: {ratios[-1]:.2f}x as fast")
-    broken = [f"{faster}x as fast at {sum(r >= faster for r in ratios)} drops"] if sum(r >= faster for r in ratios) < 2 else []
-    return broken + ([f"slower than the grid: {min(ratios):.2f}x"] if not min(ratios) > 1 / TIE else [])
+    reached = sum(ratio >= faster for ratio in ratios)
+    broken = [f"{faster}x as fast at {reached} drops"] if reached < 2 else []
+    return broken + ([f"slower than the grid: {min(ratios):.2f}x"] if min(ratios) < 1 / TIE else [])
 
 
 def fastest(front: pd.DataFrame, least: float) -> float:
-    """The lowest latency at which a model is at least so accurate."""
-    return float(front.loc[front["accuracy_test"] >= least, "latency"].min())
+    """The lowest latency at which a model is at least so accurate; infinity where none is."""
+    return min(front.loc[front["accuracy_test"] >= least, "latency"], default=np.inf)
 
 
 def interpolated(models: pd.DataFrame, least: float) -> float:
-    """The latency at which the line through the front of a grid reaches an accuracy."""
+    """The latency at which the line through the front of a grid reaches an accuracy; infinity where it does not."""
     ordered = models.sort_values("latency")
     front = ordered[ordered["accuracy_test"] > ordered["accuracy_test"].cummax().shift(fill_value=-np.inf)]
-    return float(np.interp(least, front["accuracy_test"], front["latency"], right=np.nan))
+    return float(np.interp(least, front["accuracy_test"], front["latency"], right=np.inf))
 
 
 def draw(models: pd.DataFrame, name: str, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.data import Batch, Split, join, map_arrays, merged, rebatched
+from autocompress.data import MERGED, Batch, Split, join, map_arrays, merged, rebatched
 from autocompress.errors import TaskError
 
 IMAGES = np.arange(20, dtype=np.float32).reshape(10, 2)
@@ -209,19 +209,27 @@ def test_rebatched_keeps_the_names_of_inputs() -> None:
     assert inputs["b"].tolist() == [0, 1, 1]
 
 
-@given(st.lists(st.tuples(st.integers(1, 7), st.sampled_from([3, 5])), min_size=1, max_size=8), st.integers(1, 12))
-def test_merged_batches_hold_the_same_samples_in_order(shapes: list[tuple[int, int]], samples: int) -> None:
+@given(st.lists(st.tuples(st.integers(1, 7), st.sampled_from([3, 5])), min_size=1, max_size=12))
+def test_merged_batches_hold_the_same_samples_in_order(shapes: list[tuple[int, int]]) -> None:
     batches = [(np.full((size, length), i),) for i, (size, length) in enumerate(shapes)]
-    found = list(merged(iter(batches), samples))
+    found = list(merged(iter(batches)))
     assert [list(row) for (part,) in found for row in part] == [list(row) for (part,) in batches for row in part]
-    assert all(len(part) <= max(samples, *(size for size, _ in shapes)) for (part,) in found)
+    assert all(len(np.unique(part)) <= MERGED for (part,) in found)
     assert len(found) <= len(batches)
 
 
-def test_small_inputs_are_merged_and_large_ones_stay() -> None:
-    small, large = ({"a": np.zeros((64, 28, 28)), "b": np.zeros(64)},) * 4, [(np.zeros((8, 224, 224, 3)),)] * 2
-    assert [len(inputs["b"]) for inputs in merged(small)] == [256]
-    assert [len(inputs[0]) for inputs in merged(large)] == [8, 8]
+def test_small_inputs_are_merged_and_others_stay() -> None:
+    small: list[Any] = [{"a": np.zeros((64, 28, 28)), "b": np.zeros(64)}] * 4
+    large: list[Any] = [(np.zeros((8, 224, 224, 3)),)] * 2
+    assert [len(inputs["b"]) for inputs in merged(small)] == [256]  # type: ignore[call-overload]
+    assert [inputs is large[0] for inputs in merged(large)] == [True, True]
+    others: list[Any] = [
+        ({"a": np.zeros(2)},),
+        ({"b": np.zeros(2)},),
+        (np.zeros(2), np.zeros(2)),
+        (np.zeros(2, int), np.zeros(2)),
+    ]
+    assert list(merged(others)) == others
 
 
 def test_nested_inputs_keep_their_form() -> None:

@@ -15,7 +15,7 @@ import searches
 from records import STRUCTURE
 
 import autocompress as ac
-from autocompress.errors import ConfigError, DivergedError, StageError, WorkerError
+from autocompress.errors import ConfigError, DivergedError, RunFolderError, StageError, WorkerError
 from autocompress.frameworks.base import Candidate, framework_of
 from autocompress.frameworks.torch.shared import SharedTraining
 from autocompress.policy import LayerPolicy, Policy
@@ -25,6 +25,7 @@ from autocompress.shared import (
     CYCLE,
     MOST_CYCLES,
     SANDWICH,
+    SHORTEST_CYCLE,
     PolicySampler,
     Screen,
     SharedState,
@@ -205,10 +206,29 @@ def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "own", "cycle"), [(None, 10.0, CYCLE), (1000.0, None, CYCLE), (45.0, 10.0, 4), (1.0, 10.0, 3), (1e9, 1.0, CYCLE)]
+    ("candidates", "most", "own", "cycle"),
+    [
+        (None, None, 10.0, CYCLE),
+        (1000, 1e9, 1.0, CYCLE),
+        (1000, 45.0, 10.0, 4),
+        (30, 1e9, 10.0, 5),
+        (16, None, None, SHORTEST_CYCLE),
+        (None, 1.0, 10.0, SHORTEST_CYCLE),
+        (None, 1000.0, None, SHORTEST_CYCLE),
+    ],
 )
-def test_a_cycle_is_as_long_as_the_time_allows(most: float | None, own: float | None, cycle: int) -> None:
-    assert cycle_within(most, own) == cycle
+def test_a_cycle_is_as_long_as_time_and_candidates_pay_for(
+    candidates: int | None, most: float | None, own: float | None, cycle: int
+) -> None:
+    assert cycle_within(candidates, most, own) == cycle
+
+
+def test_a_training_of_an_older_version_is_not_taken_up(tmp_path: Path) -> None:
+    scripted([0.95], tmp_path / "run")
+    path = tmp_path / "run" / "shared" / "progress.json"
+    path.write_text(path.read_text().replace("cycle_epochs", "length"))
+    with pytest.raises(RunFolderError, match=r"progress.json.*Remove the folder shared"):
+        scripted([0.95], tmp_path / "run")
 
 
 def test_a_training_that_goes_on_keeps_the_length_of_its_cycles(tmp_path: Path) -> None:

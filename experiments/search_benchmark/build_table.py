@@ -74,12 +74,12 @@ FIGURES = ("seed", "accuracy_valid", "accuracy_test", "latency", "latency_low", 
 COSTS = ("tune_seconds", "total_seconds", "host")
 
 
-class Quiet(Watcher):
-    """Says what takes long."""
+class Printing(Watcher):
+    """Lines as they come."""
 
     def say(self, line: str) -> None:
         """Print it."""
-        print(line, flush=True)
+        print(f"  {line}", flush=True)
 
 
 def main() -> None:
@@ -93,8 +93,8 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     task = load_task(TASK)
     config = SearchConfig(space=SPACES[options.kind], target={"threads": 1}, fine_tuning=FineTuning(epochs=EPOCHS[options.kind]))
-    bench, space, fingerprint = open_space(task, config, Quiet())
-    foresight = Foresight(bench, space, fingerprint, Quiet())
+    bench, space, fingerprint = open_space(task, config, Printing())
+    foresight = Foresight(bench, space, fingerprint, Printing())
     names = [decision.name for decision in space.decisions]
     points = list(itertools.product(*(range(len(d.choices)) for d in space.decisions)))
     predicted = foresight.costs.latency_ms(np.array(points)) / bench.reference_ms
@@ -162,7 +162,7 @@ def heirs(task: Task, bench: Workbench, space: SearchSpace) -> Callable[[Policy,
     training = bench.framework.share(task, bench.config.criterion, bench.tune_settings)
     sampler = PolicySampler(space, lambda policy: bench.structure.macs_share(policy.pruning), None, 0)
     probes = Screen(bench.framework, task, PROBE_SAMPLES)
-    SharedTuning(probes, training, sampler, CYCLE * bench.tune_settings.epochs, folder, Quiet(), most_cycles=1).run()
+    SharedTuning(probes, training, sampler, CYCLE * bench.tune_settings.epochs, folder, Printing(), most_cycles=1).run()
     screens = {split: Screen(bench.framework, task, split=split) for split in ("valid", "test")}
 
     def row(policy: Policy, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autocompress.data import merged
+from autocompress.data import merged, size_of
 from autocompress.frameworks.calibrating import calibrating
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
@@ -39,8 +39,8 @@ def calibrate_ranges(task: Task, model: keras.Model) -> None:
     if not has_unseen_inputs(model):
         return
     with calibrating(simulated_inputs(model).values()):
-        for inputs in merged(arrays(batch.inputs) for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES)):
-            call(model, inputs)
+        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
+            call(model, arrays(batch.inputs))
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
@@ -56,7 +56,7 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     seen = 0
     with calls_replaced(norms, _in_training_mode):
         for inputs in merged(batch.inputs for batch in batches):
-            size = len(keras.tree.flatten(inputs)[0])
+            size = size_of(inputs)
             for norm in norms:
                 norm.momentum = seen / (seen + size)  # a cumulative average
             call(model, inputs)
