@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what runs on the other core then costs nothing
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -44,11 +44,10 @@ from autocompress.task import Task, load_task
 from autocompress.trial import Workbench
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments" / "search_benchmark"))
-from build_table import Printing, host, tuned
 from replay import hypervolume
+from rows import Printing, Row, Tuned, host
 
 ROOT = Path(__file__).resolve().parents[1]
-Row = dict[str, Any]
 Config = TypeVar("Config", bound=CompressionConfig)
 COLUMNS = ["way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test", "budget", "seconds", "host"]
 WAYS = ("shared", "each", "grid")
@@ -132,11 +131,11 @@ def grid(task: Task, config: SearchConfig) -> list[Row]:
     with opened(task, config.model_copy(update={"isolate": False})) as (bench, space, _):
         ratios = {uniform_policy(bench.structure, ratio, space.steps): ratio for ratio in reversed(RATIOS)}
         policies = sorted(ratios, key=lambda policy: ratios[policy])
-        _, epoch, besides = trained(task, bench, policies[0], config.seed, 1)
+        _, epoch, besides = trained(bench, policies[0], config.seed, 1)
         for policy in policies:
             share = (end - time.monotonic()) / (len(policies) - len(found))
             epochs = max(1, int((share - besides) / epoch))
-            one, epoch, besides = trained(task, bench, policy, config.seed, epochs)
+            one, epoch, besides = trained(bench, policy, config.seed, epochs)
             print(f"  ratio {ratios[policy]}: {epochs} epochs", flush=True)
             scores = one["latency"], one["accuracy_valid"], one["accuracy_test"]
             found.append(row(config, "grid", f"ratio {ratios[policy]}, {epochs} epochs", *scores))
@@ -144,11 +143,11 @@ def grid(task: Task, config: SearchConfig) -> list[Row]:
     return [one | {"seconds": round(seconds, 1)} for one in found]
 
 
-def trained(task: Task, bench: Workbench, policy: Policy, seed: int, epochs: int) -> tuple[Row, float, float]:
+def trained(bench: Workbench, policy: Policy, seed: int, epochs: int) -> tuple[Row, float, float]:
     """What was measured of a model, the seconds of one of its epochs, and those of all else."""
     start = time.monotonic()
     bench.config = with_epochs(bench.config, epochs)
-    one = tuned(task, bench, policy, seed)
+    one = Tuned(bench).row(policy, seed)
     seconds = time.monotonic() - start
     tuning = seconds * one["tune_seconds"] / one["total_seconds"]
     return one, tuning / epochs, seconds - tuning

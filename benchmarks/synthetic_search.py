@@ -27,6 +27,7 @@ DAMAGE_OF_BITS = np.array([0.0, 0.004, 0.05])
 ORIGINAL, WORST_DROP, BUDGET = 0.93, 0.08, 0.5
 TRIAL_SECONDS, PROBE_SECONDS = 20.0, 1.0
 """Of fine-tuning a candidate and of scoring one choice without, as on a small real network."""
+GATE_SHARE = 0.05
 
 
 @dataclass(eq=False)
@@ -94,6 +95,11 @@ class Problem:
         """Accuracy and latency of one trial, with noise."""
         latency = float(self.latency(point[None])[0]) * (1 + draw.normal(0, 0.01))
         return float(self.accuracy(point[None])[0]) + draw.normal(0, self.noise), latency
+
+    @property
+    def gate_share(self) -> float:
+        """Compiling and measuring, relative to a fine-tuning."""
+        return GATE_SHARE
 
     def seconds(self, point: Points) -> float:
         """Every fine-tuning takes as long as any other."""

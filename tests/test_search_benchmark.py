@@ -46,7 +46,7 @@ def table(tmp_path: Path) -> Path:
     about = {
         "decisions": [["prune", name.removeprefix("prune:"), RATIOS] for name in NAMES],
         "sensitivities": {name: [0.0, 3 * fragile, 9 * fragile] for name, fragile in zip(NAMES, FRAGILE.tolist(), strict=True)},
-        "probing_seconds": 8.0, "original": 0.93, "budget": 0.8, "worst_drop": 0.05,
+        "probing_seconds": 8.0, "original": 0.93, "budget": 0.8, "worst_drop": 0.05, "gate_share": 0.05,
     }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(about))
     return path

@@ -1,4 +1,4 @@
-"""A search problem made of a table of policies that were really fine-tuned and measured."""
+"""A search problem made of a table of policies that were really scored and measured."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from autocompress.decision import Decision
 
 Array = NDArray[np.float64]
 Points = NDArray[np.int64]
+FACTS = ("sensitivities", "original", "budget", "worst_drop", "probing_seconds", "gate_share")
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class Recorded:
     budget: float
     worst_drop: float
     probing_seconds: float
+    gate_share: float
     rows: dict[tuple[int, ...], pd.DataFrame]
     predicted: dict[tuple[int, ...], float]
 
@@ -48,7 +50,7 @@ class Recorded:
         if missing:
             raise SystemExit(f"{path} is not complete: {missing} policies are missing. Run build_table.py.")
         predicted = {key: float(found["latency_predicted"].iloc[0]) for key, found in rows.items()}
-        facts = {key: about[key] for key in ("sensitivities", "original", "budget", "worst_drop", "probing_seconds")}
+        facts = {key: about[key] for key in FACTS}
         return cls(decisions, rows=rows, predicted=predicted, **facts)
 
     def latency(self, points: Points) -> Array:

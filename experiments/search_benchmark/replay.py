@@ -20,8 +20,6 @@ from autocompress.strategy.sampler import SurrogateSampler
 
 Array = NDArray[np.float64]
 Points = NDArray[np.int64]
-GATE_SHARE = 0.05
-"""What a candidate that ends at the latency gate takes, relative to a trial that is fine-tuned."""
 MOST_GATED = 2_000
 """So many candidates in a row that end at the gate end a replay."""
 
@@ -35,6 +33,8 @@ class Problem(Protocol):
     budget: float
     worst_drop: float
     probing_seconds: float
+    gate_share: float
+    """What a candidate that ends at the latency gate takes, relative to a trial that is scored."""
 
     def latency(self, points: Points) -> Array:
         """Estimated beforehand, relative to the original."""
@@ -134,7 +134,7 @@ def replay(problem: Problem, strategy: str, seed: int, trials: int) -> Curve:
         trial.set_constraint("latency", latency / problem.budget - 1)
         if latency > problem.budget:
             study.tell(trial, state=TrialState.PRUNED)
-            clock, gated = clock + GATE_SHARE * problem.seconds(point), gated + 1
+            clock, gated = clock + problem.gate_share * problem.seconds(point), gated + 1
             continue
         study.tell(trial, [accuracy, latency])
         clock += problem.seconds(point)
