@@ -13,10 +13,12 @@ keras = pytest.importorskip("keras")
 keras_models = pytest.importorskip("keras_models")
 
 import autocompress as ac  # noqa: E402
+from autocompress.data import merged  # noqa: E402
 from autocompress.frameworks.keras.calls import predicted  # noqa: E402
 from autocompress.frameworks.keras.graph import heavy_layers  # noqa: E402
 from autocompress.frameworks.keras.inputs import SimulatedInput  # noqa: E402
 from autocompress.frameworks.keras.kernels import kernel_axes  # noqa: E402
+from autocompress.frameworks.keras.reestimate import reestimate_batch_norm  # noqa: E402
 from autocompress.frameworks.keras.simulate import Simulated, set_progress, settle, simulate  # noqa: E402
 from autocompress.frameworks.keras.weights import SimulatedWeight  # noqa: E402
 from autocompress.frameworks.torch.inputs import SimulatedInput as TorchInput  # noqa: E402
@@ -159,3 +161,19 @@ def test_a_simulated_model_is_saved_and_loaded_by_keras(tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(predicted(again, [(images,)])[0], predicted(model, [(images,)])[0])
+
+
+def test_merged_batches_give_the_same_statistics_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).standard_normal((60, 4, 4, 3)).astype(np.float32) + 1
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(5, 3), keras.layers.BatchNormalization()])
+    task = ac.Task(model, train=(images, images[:, 0, 0, :1]), valid=(images, images[:, 0, 0, :1]), batch_size=10, metric="mse")
+    found = []
+    for reader in (merged, lambda batches: batches):
+        for module in ("calls", "reestimate"):
+            monkeypatch.setattr(f"autocompress.frameworks.keras.{module}.merged", reader)
+        reestimate_batch_norm(model, task)
+        (outputs,) = predicted(model, [(images[i : i + 10],) for i in range(0, 60, 10)])
+        found.append((outputs, *(keras.ops.convert_to_numpy(weight) for weight in model.layers[-1].weights)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(found[0][3], found[1][3], atol=1e-5)  # the mean; the variance of larger batches is larger
