@@ -26,8 +26,10 @@ FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
 MEASURING_SHARE = 0.15
 """Of the time limit, for measuring the front again; less precise where that is not enough."""
-FINAL_TUNING_SHARE = 0.2
+FINAL_TUNING_SHARE = 0.4
 """Of the time that is left after a shared training, kept for the front's own training."""
+NEXT_SHARE, LONGEST_FINAL = 0.5, 4
+"""Of the time that is left, for the next model of the front, and how many times as long as a candidate it is trained at most."""
 AFTER_TRAINING = (Stage.EXPORT, Stage.MEASURE, Stage.EVALUATE)
 
 
@@ -98,29 +100,42 @@ class TimedRun(Run):
         seconds, gate = self._seconds_left(), self._gate_ms
         sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
         self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
-        if self.runner.inheritance is not None and self._final_epochs:
+        if self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0:
             self.kept_back = FINAL_TUNING_SHARE * (self._seconds_left() or 0.0)
 
     def _tune_front(self) -> None:
         """Train the models of the front once more, each by itself, from what it has inherited; the best one first."""
-        self.kept_back, epochs = 0.0, self._final_epochs
-        if self.runner.inheritance is None or not epochs:
+        self.kept_back = 0.0
+        if self.runner.inheritance is None or self.config.fine_tuning.final_epochs == 0:
             return
         words = screening_in_words(self.folder.records())
         if words:
             self.watcher.say(words)
+        begun = {r.policy.to_json(): r.plan for r in self.folder.records() if r.is_final}
         front = self._front_to_tune()
         for done, record in enumerate(front):
-            seconds = self._seconds_left()
-            if seconds is not None and seconds < self._own_tuning_seconds(epochs):
-                self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
-                return
-            self.run_trial(record.plan.model_copy(update={"epochs": epochs}), FINAL)
+            plan = begun.get(record.policy.to_json())
+            if plan is None:
+                epochs = self._final_epochs()
+                if epochs is None:
+                    self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
+                    return
+                plan = record.plan.model_copy(update={"epochs": epochs})
+            self.run_trial(plan, FINAL)
 
-    @property
-    def _final_epochs(self) -> int:
-        epochs = self.config.fine_tuning.final_epochs
-        return self.bench.tune_settings.epochs if epochs is None else epochs
+    def _final_epochs(self) -> int | None:
+        """How long the next model of the front is trained; None where there is no time for it."""
+        asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
+        least = asked or own
+        if seconds is None:
+            return least
+        epoch = epoch_seconds(self.folder.records(), own) or 0.0
+        besides = self._trial_seconds()
+        if seconds < besides + least * epoch:
+            return None
+        if asked is not None or not epoch:
+            return least
+        return min(LONGEST_FINAL * own, max(own, int((NEXT_SHARE * seconds - besides) / epoch)))
 
     def _front_to_tune(self) -> list[TrialRecord]:
         """What was tuned of the front, the best model first, then the more accurate ones."""
@@ -128,11 +143,6 @@ class TimedRun(Run):
         front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
         best = self.best
         return sorted(front, key=lambda r: (best is None or r.key != best.key, -self.metric.gain(r.accuracy_valid or 0.0)))
-
-    def _own_tuning_seconds(self, epochs: int) -> float:
-        """What it takes to train a model of the front, told from the baselines."""
-        epoch = epoch_seconds(self.folder.records(), self.bench.tune_settings.epochs)
-        return self._trial_seconds() + epochs * (epoch or 0.0)
 
     def _time_left(self) -> float | None:
         return self.clock.left

@@ -37,6 +37,7 @@ from autocompress.shared import (
 )
 from autocompress.sharing import CHECKED, PARTS
 from autocompress.space import SearchSpace, build_space, load_space_spec
+from autocompress.timed_run import LONGEST_FINAL
 from autocompress.watch import Watcher
 
 SPACE = {"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": ["float", 8, 4, 2]}]}
@@ -327,6 +328,17 @@ def test_a_search_that_was_cut_off_in_the_shared_training_goes_on_with_it(tmp_pa
     shared_search(task, tmp_path / "run", Watcher(), resume=True, **options)
     assert trained[:5] == [1, 2, 3, -1, 4]
     assert not any(r.is_final for r in searches.records(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("steady_meter")
+def test_time_that_is_left_goes_into_the_models_of_the_front(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("autocompress.timed_run.epoch_seconds", lambda records, epochs: 0.1)
+    task = models.search_task(models.linear(), epochs=2)
+    shared_search(task, tmp_path / "run", Watcher(), max_trials=2, max_time="10m")
+    final = [r for r in searches.records(tmp_path / "run") if r.is_final]
+    assert {r.plan.epochs for r in final} == {LONGEST_FINAL * 2}
+    shared_search(task, tmp_path / "run", Watcher(), resume=True, max_trials=2, max_time="5m")
+    assert [r.key for r in searches.records(tmp_path / "run") if r.is_final] == [r.key for r in final]
 
 
 @pytest.mark.usefixtures("steady_meter")
