@@ -40,11 +40,19 @@ def probed_damages(decisions: Sequence[Decision], sensitivities: Mapping[str, Se
         sensitivities: decision name → damage of each choice, NaN where it was not probed; decisions may be missing.
 
     Returns:
-        What was not probed is NaN.
+        What was not probed is NaN, and so is the removal of a whole branch: the layers after it see other data until they are
+        trained, so a probe says nothing of what it costs then.
     """
-    known = [np.asarray(sensitivities.get(d.name, np.full(len(d.choices), np.nan)), dtype=float) for d in decisions]
+    known = [_known(d, sensitivities.get(d.name, np.full(len(d.choices), np.nan))) for d in decisions]
     largest = max((float(np.nanmax(one)) for one in known if not np.isnan(one).all()), default=1.0)
     return tuple(np.maximum(one, SMALLEST * max(largest, SMALLEST)) for one in known)
+
+
+def _known(decision: Decision, damages: Any) -> NDArray[np.float64]:
+    found = np.array(damages, dtype=float)
+    if decision.ends_whole:
+        found[-1] = np.nan
+    return found
 
 
 def blended(generic: Damages, probed: Damages, weight: float) -> Damages:

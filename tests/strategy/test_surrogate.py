@@ -93,3 +93,10 @@ def test_damages_of_a_space_are_finite_and_on_one_scale(seed: int, trust: float)
     found = blended(GENERIC, probed_damages(DECISIONS, probes), trust)
     assert sum(float(one.mean()) for one in found) == pytest.approx(1)
     assert all(one[0] == 0 and (one >= 0).all() and np.isfinite(one).all() for one in found)
+
+
+def test_what_a_probe_says_of_a_whole_branch_is_not_believed() -> None:
+    branch = [Decision("prune", "branch", (0.0, 0.5, 1.0)), DECISIONS[0]]
+    (of_branch, of_other) = probed_damages(branch, {"prune:branch": [0.0, 0.1, 30.0], "prune:l0": [0.0, 0.1, 0.2, 0.4]})
+    assert np.isnan(of_branch).tolist() == [False, False, True]
+    assert of_other[3] == pytest.approx(0.4)
