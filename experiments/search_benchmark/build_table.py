@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import json
 import os
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -77,21 +77,19 @@ def main() -> None:
     bench, space, fingerprint = open_space(task, config, Printing())
     foresight = Foresight(bench, space, fingerprint, Printing())
     names = [decision.name for decision in space.decisions]
-    points = list(itertools.product(*(range(len(d.choices)) for d in space.decisions)))
+    points = list(product(*(range(len(d.choices)) for d in space.decisions)))
     predicted = foresight.costs.latency_ms(np.array(points)) / bench.reference_ms
     latency_of = dict(zip(points, predicted.tolist(), strict=True))
     made: Rows = Tuned(bench) if options.kind == "tuned" else Heirs(bench, space, KEPT / out.stem)
     describe(foresight, made, out.with_suffix(".json"))
-    first, *others = made.seeds
     order = [points[i] for i in np.random.default_rng(0).permutation(len(points))]
-    wanted = [(point, first) for point in order]
     print(f"{len(points)} policies of {len(names)} decisions", flush=True)
-    while (found := next_of(wanted, out, names)) and time.monotonic() < end:
-        point, seed = found
-        row = made.row(space.policy(dict(zip(names, point, strict=True))), seed)
-        append(out, names, {**dict(zip(names, point, strict=True)), **row, "latency_predicted": latency_of[point]})
-        if others and not next_of(wanted, out, names):
-            wanted = [(point, seed) for point in near_front(out, names) for seed in made.seeds]
+    for stage in (lambda: [(point, made.seeds[0]) for point in order], lambda: product(near_front(out, names), made.seeds)):
+        wanted = list(stage())
+        while (found := next_of(wanted, out, names)) and time.monotonic() < end:
+            point, seed = found
+            row = made.row(space.policy(dict(zip(names, point, strict=True))), seed)
+            append(out, names, {**dict(zip(names, point, strict=True)), **row, "latency_predicted": latency_of[point]})
 
 
 def describe(foresight: Foresight, made: Rows, path: Path) -> None:
