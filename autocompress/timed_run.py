@@ -100,13 +100,13 @@ class TimedRun(Run):
         seconds, gate = self._seconds_left(), self._gate_ms
         sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
         self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
-        if self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0:
+        if self._tunes_front:
             self.kept_back = FINAL_TUNING_SHARE * (self._seconds_left() or 0.0)
 
     def _tune_front(self) -> None:
         """Train the models of the front once more, each by itself, from what it has inherited; the best one first."""
         self.kept_back = 0.0
-        if self.runner.inheritance is None or self.config.fine_tuning.final_epochs == 0:
+        if not self._tunes_front:
             return
         words = screening_in_words(self.folder.records())
         if words:
@@ -122,6 +122,11 @@ class TimedRun(Run):
                     return
                 plan = record.plan.model_copy(update={"epochs": epochs})
             self.run_trial(plan, FINAL)
+
+    @property
+    def _tunes_front(self) -> bool:
+        """True where candidates inherit, and the front's own training is not switched off."""
+        return self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0
 
     def _final_epochs(self) -> int | None:
         """How long the next model of the front is trained; None where there is no time for it."""

@@ -17,17 +17,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # CPU seconds of threads that wait for each other tell nothing
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import numpy as np
+from check_training import cpu_seconds
 
 from autocompress.config import SearchConfig
 from autocompress.frameworks.torch.reestimate import BATCH_NORM_BATCHES, CALIBRATION_BATCHES
@@ -89,13 +88,6 @@ def run(runner: TrialRunner, policy: Policy) -> None:
     """A whole trial."""
     record = runner.run(Plan.of(policy), "random", gate_ms=float("inf"))
     assert record.state == State.COMPLETE, record.error
-
-
-def cpu_seconds(what: Callable[[], Any]) -> float:
-    """That something takes."""
-    start = time.process_time()
-    what()
-    return time.process_time() - start
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ from autocompress.run_folder import RunFolder
 from autocompress.shared import PROBE_SAMPLES, PolicySampler, Screen, SharedTuning, cycle_within, cycles_for
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.task import load_task
-from autocompress.watch import Watcher
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments" / "search_benchmark"))
+from rows import Printing
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = (
@@ -65,14 +67,6 @@ SPACES = {
 STAGES = ("shared", "inherited", "each", "short", "again")
 EACH_EPOCHS, SHORT_EPOCHS = 3, 1
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
-
-
-class Printing(Watcher):
-    """Lines as they come."""
-
-    def say(self, line: str) -> None:
-        """Print it."""
-        print(f"  {line}", flush=True)
 
 
 class Comparison:

@@ -166,7 +166,7 @@ def row(config: SearchConfig, way: str, model: str, latency: float, valid: float
 
 def report(models: pd.DataFrame, faster: float) -> int:
     """Print the comparison; 1 if a bound is broken."""
-    original = float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
+    original = original_of(models)
     budget = float(models["budget"].mean())
     fronts = {way: {int(seed): one for seed, one in found.groupby("seed")} for way, found in models.groupby("way")}
     volumes = {way: {seed: volume(one, budget, original) for seed, one in found.items()} for way, found in fronts.items()}
@@ -178,6 +178,11 @@ def report(models: pd.DataFrame, faster: float) -> int:
         broken += check_latencies({way: list(found.values()) for way, found in fronts.items()}, original, faster)
     print(*broken, sep="\n")
     return int(bool(broken))
+
+
+def original_of(models: pd.DataFrame) -> float:
+    """The original's accuracy."""
+    return float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
 
 
 def volume(front: pd.DataFrame, budget: float, original: float) -> float:
@@ -230,7 +235,7 @@ def draw(models: pd.DataFrame, name: str, path: Path) -> None:
         found = models[models["way"] == way]
         axes.plot(found["latency"], found["accuracy_test"], mark, label=way, alpha=0.7)
     axes.axvline(float(models["budget"].mean()), ls="--", lw=1, color="grey", label="budget")
-    original = float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
+    original = original_of(models)
     axes.set(xlabel="latency relative to the original", ylabel="accuracy on test data", title=name)
     axes.set(
         ylim=(original - 2 * WORST_DROP, None), xlim=(None, 1.05 * float(models.loc[models["way"] == "grid", "latency"].max()))
