@@ -17,7 +17,7 @@ from autocompress.data import Batch
 from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.schedule import WARM_UP, sparsity_at
 from autocompress.frameworks.torch import arithmetic, finetune
-from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic
+from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, exact_arithmetic
 from autocompress.frameworks.torch.features import FeaturePairs
 from autocompress.frameworks.torch.finetune import Trainer, fine_tune
 from autocompress.frameworks.torch.framework import TorchFramework
@@ -128,7 +128,7 @@ def test_every_arithmetic_trains_to_about_the_same_model(
     chosen: Arithmetic, layer: ac.LayerPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
-    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_: 1.0 if one == chosen else 2.0)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, **__: 1.0 if one == chosen else 2.0)
     inputs = models.digits()["valid"][0][:32]
     found = []
     for kind in ("f32", "fastest"):
@@ -144,14 +144,49 @@ def test_every_arithmetic_trains_to_about_the_same_model(
 
 def test_another_arithmetic_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
-    for seconds, expected in ((0.9, FLOAT32), (0.5, BOTH)):
-        monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, s=seconds: s if one == BOTH else 1.0)
-        task = models.small_task(models.build("mlp"))
+    for seconds, expected in ((0.9, Arithmetic(channels_last=True)), (0.5, BOTH)):
+        monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, s=seconds, **__: s if one == BOTH else 1.0)
+        task = models.small_task(models.build("resnet"))
         settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
         teacher = copy.deepcopy(task.model)
         assert Trainer(task, copy.deepcopy(task.model), settings, teacher).arithmetic == expected
-        monkeypatch.setattr(arithmetic, "_seconds", lambda *_: pytest.fail("probed twice"))
+        monkeypatch.setattr(arithmetic, "_seconds", lambda *_, **__: pytest.fail("probed twice"))
         assert Trainer(task, copy.deepcopy(task.model), settings, teacher).arithmetic == expected
+
+
+class Viewing(nn.Module):
+    """Flattens images by a view, which only one order of memory allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.conv(images)
+        return self.head(features.view(len(features), -1))
+
+
+@pytest.mark.parametrize("kind", ["f32", "fastest"])
+def test_channels_stay_first_where_a_view_asks_for_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    task, framework = models.small_task(Viewing()), TorchFramework()
+    assert exact_arithmetic(task) == FLOAT32
+    candidate = framework.compress(task, ac.Policy(), "l2")
+    framework.fine_tune(task, candidate, TuneSettings(1, 1e-2, 0.5, arithmetic=kind), silent)
+    framework.reestimate(task, candidate)
+    assert framework.predict(task, candidate, [(task.train[0][:4],)]).shape == (4, 10)
+
+
+def test_the_order_of_memory_changes_no_result_and_is_put_back() -> None:
+    task, framework = models.small_task(models.resnet()), TorchFramework()
+    assert exact_arithmetic(task) == Arithmetic(channels_last=True)
+    candidate = framework.compress(task, ac.Policy(), "l2")
+    images = models.digits()["valid"][0]
+    with torch.no_grad():
+        expected = candidate.model(images)
+    np.testing.assert_allclose(framework.predict(task, candidate, [(images,)]), expected, rtol=1e-4, atol=1e-5)
+    framework.reestimate(task, candidate)
+    assert all(weight.is_contiguous() for weight in candidate.model.parameters())
 
 
 def test_probing_leaves_the_model_as_it_was() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,11 +52,20 @@ def outputs_of(value: Any) -> list[torch.Tensor]:
     return [tensor for item in value if item is not None for tensor in outputs_of(item)]
 
 
-def predicted(model: nn.Module, batches: Iterable[Inputs]) -> list[NDArray[Any]]:
-    """The outputs for batches of inputs, in order. The model is left in evaluation mode."""
+def predicted(
+    model: nn.Module, batches: Iterable[Inputs], ordered: Callable[[Any], Any] = lambda inputs: inputs
+) -> list[NDArray[Any]]:
+    """The outputs for batches of inputs, one after the other. The model is left in evaluation mode.
+
+    Args:
+        model: that is called.
+        batches: inputs, as they come from the data.
+        ordered: puts tensors into the model's order of memory.
+    """
     device = device_of(model.eval())
     with torch.no_grad():
-        found = [[to_numpy(output) for output in outputs_of(call(model, tensors(inputs, device)))] for inputs in batches]
+        calls = (call(model, ordered(tensors(inputs, device))) for inputs in batches)
+        found = [[to_numpy(output) for output in outputs_of(one)] for one in calls]
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 

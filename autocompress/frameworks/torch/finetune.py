@@ -13,7 +13,7 @@ from autocompress.data import Batch
 from autocompress.errors import DivergedError, TaskError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
-from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, fastest_arithmetic
+from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, exact_arithmetic, fastest_arithmetic
 from autocompress.frameworks.torch.batches import batch_count, batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import device_of, predicted
 from autocompress.frameworks.torch.losses import Objective
@@ -128,5 +128,5 @@ class Trainer:
 
     def _arithmetic(self) -> Arithmetic:
         if self.settings.arithmetic == "f32" or self.steps < WORTH_PROBING:
-            return FLOAT32
+            return exact_arithmetic(self.task)
         return fastest_arithmetic(self.task, self.model, self.teacher, self.settings, next(self.batches()))

@@ -20,6 +20,7 @@ from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, TuneSettings
 from autocompress.frameworks.schedule import gradual_epochs, part
+from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.calls import example_inputs, on_cpu, predicted
 from autocompress.frameworks.torch.convert import convert
 from autocompress.frameworks.torch.finetune import fine_tune
@@ -126,7 +127,9 @@ class TorchFramework:
 
     def predict(self, task: Task, candidate: Candidate, batches: Iterable[Inputs]) -> Any:
         """The simulation's outputs for batches of inputs."""
-        return as_prediction(predicted(candidate.model, batches))
+        arithmetic = exact_arithmetic(task)
+        with arithmetic.arranged(candidate.model):
+            return as_prediction(predicted(candidate.model, batches, arithmetic.ordered))
 
     def save(self, candidate: Candidate, path: Path) -> None:
         """Write the candidate's weights as safetensors."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.frameworks.calibrating import calibrating
+from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import call, device_of, tensors
 from autocompress.frameworks.torch.simulate import forget_ranges, has_coarse_inputs, has_unseen_inputs, simulated_inputs
@@ -36,11 +37,11 @@ def calibrate_ranges(task: Task, model: nn.Module) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
     if not has_unseen_inputs(model):
         return
-    device = device_of(model)
+    device, arithmetic = device_of(model), exact_arithmetic(task)
     model.eval()
-    with torch.no_grad(), calibrating(simulated_inputs(model)):
+    with torch.no_grad(), arithmetic.arranged(model), calibrating(simulated_inputs(model)):
         for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
-            call(model, tensors(batch.inputs, device))
+            call(model, arithmetic.ordered(tensors(batch.inputs, device)))
 
 
 def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
@@ -54,9 +55,10 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    with torch.no_grad():
+    arithmetic = exact_arithmetic(task)
+    with torch.no_grad(), arithmetic.arranged(model):
         for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
-            call(model, batch.inputs)
+            call(model, arithmetic.ordered(batch.inputs))
     for norm, momentum, state in zip(norms, momenta, before, strict=True):
         norm.momentum = momentum
         if not norm.num_batches_tracked:  # a single sample has no statistics
