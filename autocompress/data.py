@@ -261,13 +261,18 @@ def size_of(inputs: Inputs) -> int:
     return len(_arrays(inputs)[0])
 
 
+def elements_per_sample(inputs: Inputs) -> int:
+    """Of the largest array."""
+    return max(int(array[:1].size) for array in _arrays(inputs))
+
+
 def _united(parts: list[Inputs]) -> Inputs:
     return parts[0] if len(parts) == 1 else join(parts)
 
 
 def _fits_with(parts: list[Inputs], inputs: Inputs) -> bool:
     samples = sum(map(size_of, [*parts, inputs]))
-    small = samples * max(array[:1].size for array in _arrays(inputs)) <= MERGED_ELEMENTS
+    small = samples * elements_per_sample(inputs) <= MERGED_ELEMENTS
     return len(parts) < MERGED and small and _form(parts[0]) == _form(inputs)
 
 

@@ -28,11 +28,11 @@ from autocompress.run_folder import RunFolder
 from autocompress.shared import Screen, is_shared
 from autocompress.structure import Structure
 from autocompress.target import precision
-from autocompress.target.evaluate import evaluate
+from autocompress.target.evaluate import score
 from autocompress.target.layer_table import build_table
 from autocompress.target.meter import measure, reference_latency_ms
 from autocompress.target.predict import Predictor
-from autocompress.target.runtime import compile_for_scoring, compile_model
+from autocompress.target.runtime import compile_model
 from autocompress.task import Task
 from autocompress.watch import Watcher
 
@@ -186,18 +186,33 @@ class TrialRunner:
         return record
 
     def _stages(self, record: TrialRecord, gate_ms: float | None) -> None:
-        candidate = self._compress(record)
-        if record.plan.tune:
+        candidate, tuned = self._compress(record), record.plan.tune
+        trains = tuned and self._settings(record).epochs > 0
+        if trains:
             self._measure_untrained(record, candidate)
-            if gate_ms is not None and record.latency_untrained and record.latency_untrained.ms > gate_ms:
-                record.state = State.OVER_BUDGET
+            if self._ends_at_the_gate(record, record.latency_untrained, gate_ms):
                 return
+        if tuned:
             self._inherit(record, candidate)
             self._fine_tune(record, candidate)
         self._export(record, candidate)
         self._measure(record)
+        if tuned and not trains and self._ends_at_the_gate(record, record.latency_trained, gate_ms):
+            return
         self._evaluate(record)
         record.state = State.COMPLETE
+
+    def _ends_at_the_gate(self, record: TrialRecord, latency: Latency | None, gate_ms: float | None) -> bool:
+        """Whether a candidate is too slow for what comes next: a training, or scoring it where there is none."""
+        slow = gate_ms is not None and latency is not None and latency.ms > gate_ms
+        if slow:
+            record.state = State.OVER_BUDGET
+        return slow
+
+    def _settings(self, record: TrialRecord) -> TuneSettings:
+        """How a candidate is trained."""
+        alone, inheritance = self.bench.tune_settings, self._inheritance_of(record)
+        return alone if inheritance is None else inheritance.settings(record.plan, alone)
 
     def _compress(self, record: TrialRecord) -> Candidate | None:
         """The candidate, made again on a retry (it is not stored), unless its IR is already there."""
@@ -235,9 +250,7 @@ class TrialRunner:
             record.accuracy_simulated = inheritance.screen.score(candidate)
 
     def _fine_tune(self, record: TrialRecord, candidate: Candidate | None) -> None:
-        settings, inheritance = self.bench.tune_settings, self._inheritance_of(record)
-        if inheritance is not None:
-            settings = inheritance.settings(record.plan, settings)
+        settings = self._settings(record)
         if candidate is None or not settings.epochs:
             return
         weights = self._weights_path(record)
@@ -280,8 +293,8 @@ class TrialRunner:
 
     def score(self, record: TrialRecord, split: str) -> float:
         """The task's metric of a trial's IR on a split."""
-        compiled = compile_for_scoring(self._model_path(record), self._target(record))
-        return evaluate(compiled, self.bench.task.splits[split], self.bench.task.scorer)
+        task = self.bench.task
+        return score(self._model_path(record), self._target(record), task.splits[split], task.scorer)
 
     def measure_again(self, records: Sequence[TrialRecord], max_seconds: float | None = None) -> None:
         """Measure trials interleaved with the reference and with each other, and save it as their final latency."""

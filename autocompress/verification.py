@@ -10,9 +10,9 @@ import numpy as np
 
 from autocompress.bundle import check_integrity, model_inputs, read_promise, sample_outputs
 from autocompress.device import Target
-from autocompress.target.evaluate import evaluate
+from autocompress.target.evaluate import score
 from autocompress.target.meter import measure, reference_latency_ms
-from autocompress.target.runtime import compile_for_scoring, compile_model, fingerprint
+from autocompress.target.runtime import compile_model, fingerprint
 from autocompress.target.yardstick import yardstick
 from autocompress.task import Task
 
@@ -79,7 +79,7 @@ def _check_outputs(path: Path, target: Target, same_target: bool) -> Check:
 
 
 def _check_accuracy(path: Path, target: Target, promise: dict[str, Any], task: Task, split: str, same_target: bool) -> Check:
-    found = evaluate(compile_for_scoring(path / "model.xml", target), task.splits[split], task.scorer)
+    found = score(path / "model.xml", target, task.splits[split], task.scorer)
     expected, name = promise[f"accuracy_{split}"], f"{split} {task.scorer.name}"
     if expected is None:
         return Check(name, UNMEASURED, f"{found:.4f}", True)

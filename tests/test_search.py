@@ -346,7 +346,7 @@ def test_a_loss_that_diverges_is_a_failed_trial(tmp_path: Path, steady_meter: No
 def test_a_failure_in_any_stage_is_told_with_the_stage(
     stage: str, tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function = {"export": "autocompress.target.precision.save", "evaluate": "autocompress.trial.evaluate"}[stage]
+    function = {"export": "autocompress.target.precision.save", "evaluate": "autocompress.trial.score"}[stage]
     search_bits(linear_task(test=None, fine_tune=Loop()), tmp_path / "run", max_trials=1)
 
     def broken(*arguments: Any) -> None:

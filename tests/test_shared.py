@@ -15,12 +15,15 @@ import searches
 from records import STRUCTURE
 
 import autocompress as ac
+from autocompress.config import SearchConfig
 from autocompress.errors import ConfigError, DivergedError, RunFolderError, StageError, WorkerError
 from autocompress.frameworks.base import Candidate, framework_of
+from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.shared import SharedTraining
 from autocompress.policy import LayerPolicy, Policy
-from autocompress.record import Stage, State
+from autocompress.record import Plan, Stage, State
 from autocompress.run_folder import RunFolder
+from autocompress.setup import open_space
 from autocompress.shared import (
     CYCLE,
     MOST_CYCLES,
@@ -38,6 +41,7 @@ from autocompress.shared import (
 from autocompress.sharing import CHECKED, PARTS
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.timed_run import LONGEST_FINAL
+from autocompress.trial import Inheritance, TrialRunner
 from autocompress.watch import Watcher
 
 SPACE = {"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": ["float", 8, 4, 2]}]}
@@ -296,7 +300,7 @@ def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path) -
     final = [r for r in records if r.is_final]
     assert all(r.state == State.COMPLETE and Stage.INHERIT in r.done for r in records)
     assert len(heirs) >= 3
-    assert all(Stage.FINE_TUNE not in r.done for r in heirs)
+    assert all(Stage.FINE_TUNE not in r.done and Stage.EXPORT_UNTRAINED not in r.done for r in heirs)
     assert all(Stage.FINE_TUNE in r.done for r in [*others, *final])
     assert all(abs(r.accuracy_simulated - r.accuracy_valid) < 0.05 for r in heirs)
     assert {r.source for r in final} == {"final"}
@@ -306,6 +310,22 @@ def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path) -
     assert "rank correlation" in words
     baselines = [r for r in searches.records(tmp_path / "run") if r.is_baseline]
     assert all(Stage.INHERIT not in r.done for r in baselines)
+
+
+@pytest.mark.usefixtures("steady_meter")
+def test_an_heir_that_is_too_slow_ends_before_it_is_scored_and_can_be_run_on(tmp_path: Path) -> None:
+    task, framework, policy = models.search_task(models.linear()), TorchFramework(), Policy({}, {"1": LayerPolicy(8, 8)})
+    bench, _, _ = open_space(task, SearchConfig(space=BITS, keep_inert=True, calibration_samples=5), Watcher())
+    training = framework.share(task, "l2", bench.tune_settings)
+    runner = TrialRunner(bench, RunFolder(tmp_path), Watcher())
+    runner.inheritance = Inheritance(training, Screen(framework, task), 0)
+    record = runner.run(Plan.of(policy), "seed", gate_ms=0.0)
+    assert record.state == State.OVER_BUDGET, record.error
+    assert Stage.MEASURE in record.done
+    assert Stage.EVALUATE not in record.done
+    record = runner.run(Plan.of(policy), "seed")
+    assert record.state == State.COMPLETE
+    assert record.accuracy_valid is not None
 
 
 @pytest.mark.usefixtures("steady_meter")

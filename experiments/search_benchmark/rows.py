@@ -15,9 +15,9 @@ from autocompress.run_folder import RunFolder
 from autocompress.shared import CYCLE, PROBE_SAMPLES, PolicySampler, Screen, SharedTuning
 from autocompress.space import SearchSpace
 from autocompress.target import precision
-from autocompress.target.evaluate import evaluate
+from autocompress.target.evaluate import evaluate, score
 from autocompress.target.meter import measure
-from autocompress.target.runtime import compile_for_scoring, compile_model
+from autocompress.target.runtime import compile_model
 from autocompress.trial import Workbench
 from autocompress.watch import Watcher
 
@@ -75,8 +75,7 @@ class Tuned:
         tune_seconds = time.process_time() - before
         model, _ = bench.deploy(candidate, bench.target, trained=True, samples=bench.samples)
         latency: Latency = measure([compile_model(model, bench.target)], bench.reference, bench.reference_ms)[0]
-        scoring = compile_for_scoring(model, bench.target)
-        scores = {f"accuracy_{split}": evaluate(scoring, task.splits[split], task.scorer) for split in ("valid", "test")}
+        scores = {f"accuracy_{split}": score(model, bench.target, task.splits[split], task.scorer) for split in ("valid", "test")}
         with tempfile.TemporaryDirectory() as folder:
             precision.save(model, Path(folder) / "model.xml")
             size = sum(path.stat().st_size for path in Path(folder).iterdir())

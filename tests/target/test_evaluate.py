@@ -15,7 +15,7 @@ from autocompress.data import Split
 from autocompress.device import Target
 from autocompress.errors import ConversionError, TaskError
 from autocompress.metrics import Metric, resolve_metric
-from autocompress.target.evaluate import batch_size, evaluate, feed
+from autocompress.target.evaluate import batch_size, evaluate, feed, score
 from autocompress.target.runtime import compile_for_scoring
 
 INPUTS = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
@@ -119,3 +119,62 @@ def test_a_metric_that_is_not_a_number_is_refused() -> None:
     metric = Metric("strange", "maximize", lambda predictions, targets: float("nan"))
     with pytest.raises(TaskError, match=r"metric strange returns a finite number; got nan"):
         evaluate(doubled(), Split("valid", (INPUTS, np.arange(23))), metric)
+
+
+def seen_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes at which whole splits are scored from here on."""
+    sizes: list[int] = []
+
+    def watched(compiled: ov.CompiledModel, split: Split, metric: Metric) -> float:
+        sizes.append(batch_size(compiled))
+        return evaluate(compiled, split, metric)
+
+    monkeypatch.setattr("autocompress.target.evaluate.evaluate", watched)
+    return sizes
+
+
+def scaled(x: Any) -> Any:
+    """Each number twice."""
+    return ops.multiply(x, ops.constant(np.float32(2)))
+
+
+def centred(x: Any) -> Any:
+    """Less the mean over the batch: zero for one sample."""
+    return ops.subtract(x, ops.reduce_mean(x, ops.constant([0]), keep_dims=True))
+
+
+def flattened(x: Any) -> Any:
+    """A shape that was written down for one sample."""
+    return ops.reshape(scaled(x), ops.constant([1, 4]), special_zero=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "deployed", "samples", "expected"),
+    [
+        (scaled, 1, 23, 23),
+        (scaled, 1, 8, 8),
+        (scaled, 3, 23, 21),
+        (scaled, 1, 1, 1),
+        (scaled, 20, 23, 20),
+        (centred, 1, 23, 1),
+        (flattened, 1, 23, 1),
+    ],
+)
+def test_samples_share_a_request_where_no_output_changes(
+    make: Any, deployed: int, samples: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = seen_batches(monkeypatch)
+    parameter = ops.parameter([deployed, 4], np.float32, "x")
+    model = ov.Model([make(parameter)], [parameter])
+    targets = np.zeros_like(INPUTS) if make is centred else 2 * INPUTS
+    split = Split("valid", (INPUTS, targets), samples)
+    assert score(model, F32, split, resolve_metric("mse", None)) == 0.0
+    assert sizes == [expected]
+    assert list(model.inputs[0].shape) == [deployed, 4]
+
+
+def test_large_samples_are_scored_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, images = seen_batches(monkeypatch), np.ones((4, 2**18), np.float32)
+    parameter = ops.parameter([1, 2**18], np.float32, "x")
+    score(ov.Model([scaled(parameter)], [parameter]), F32, Split("valid", (images, images), 4), resolve_metric("mse", None))
+    assert sizes == [1]
