@@ -4,7 +4,7 @@
 
 The network is the ResNet-8 of `mnist_resnet8`, every layer in 8 bits. Tuned: three ratios for each of six groups, every policy
 fine-tuned, those near the front with three seeds, and scored as IR; table.csv. Inherited: four ratios each, every policy inherits
-from one shared training and is scored in simulation; inherited.csv, whose seconds are those of inheriting.
+from one shared training and is scored as IR; inherited.csv, whose seconds are those of inheriting.
 
 A row is written as soon as it is known, in a shuffled order, so the builder can be cut off anywhere and goes on where it stopped;
 a part of the table is a random sample of the whole. Beside it stands a .json: the space, the budget, the sensitivities and what
