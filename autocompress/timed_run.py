@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from autocompress import baselines
+from autocompress import baselines, finals
 from autocompress.config import SearchConfig
 from autocompress.errors import ConfigError, OutOfTimeError
 from autocompress.front import front_of
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.run import Run
-from autocompress.sharing import Sharing, epoch_seconds, screening_in_words
+from autocompress.sharing import Sharing, screening_in_words
 from autocompress.target.meter import MAX_SECONDS
 from autocompress.task import Task
 from autocompress.timekeeping import Clock, Timekeeper
@@ -26,10 +26,8 @@ FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
 MEASURING_SHARE = 0.15
 """Of the time limit, for measuring the front again; less precise where that is not enough."""
-FINAL_TUNING_SHARE = 0.4
+FINAL_TUNING_SHARE = 0.5
 """Of the time that is left after a shared training, kept for the front's own training."""
-NEXT_SHARE, LONGEST_FINAL = 0.5, 4
-"""Of the time that is left, for the next model of the front, and how many times as long as a candidate it is trained at most."""
 AFTER_TRAINING = (Stage.EXPORT, Stage.MEASURE, Stage.EVALUATE)
 
 
@@ -104,7 +102,7 @@ class TimedRun(Run):
             self.kept_back = FINAL_TUNING_SHARE * (self._seconds_left() or 0.0)
 
     def _tune_front(self) -> None:
-        """Train the models of the front once more, each by itself, from what it has inherited; the best one first."""
+        """Train the models of the front once more, each by itself, from what it has inherited."""
         self.kept_back = 0.0
         if not self._tunes_front:
             return
@@ -116,7 +114,7 @@ class TimedRun(Run):
         for done, record in enumerate(front):
             plan = begun.get(record.policy.to_json())
             if plan is None:
-                epochs = self._final_epochs()
+                epochs = self._final_epochs(record)
                 if epochs is None:
                     self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
                     return
@@ -128,26 +126,19 @@ class TimedRun(Run):
         """True where candidates inherit, and the front's own training is not switched off."""
         return self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0
 
-    def _final_epochs(self) -> int | None:
-        """How long the next model of the front is trained; None where there is no time for it."""
+    def _final_epochs(self, record: TrialRecord) -> int | None:
+        """How long a model of the front is trained; None where there is no time for it."""
         asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
-        least = asked or own
         if seconds is None:
-            return least
-        epoch = epoch_seconds(self.folder.records(), own) or 0.0
-        besides = self._trial_seconds()
-        if seconds < besides + least * epoch:
-            return None
-        if asked is not None or not epoch:
-            return least
-        return min(LONGEST_FINAL * own, max(own, int((NEXT_SHARE * seconds - besides) / epoch)))
+            return asked or own
+        longest = finals.epochs_within(seconds, record, self.folder.records(), asked or own)
+        return asked if longest and asked else longest
 
     def _front_to_tune(self) -> list[TrialRecord]:
-        """What was tuned of the front, the best model first, then the more accurate ones."""
+        """What was tuned of the front."""
         candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
         front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
-        best = self.best
-        return sorted(front, key=lambda r: (best is None or r.key != best.key, -self.metric.gain(r.accuracy_valid or 0.0)))
+        return finals.in_order(front, self.best, self.metric)
 
     def _time_left(self) -> float | None:
         return self.clock.left

@@ -22,7 +22,7 @@ LAYERS = [
     ["capabilities", "decision"],
     ["record", "budget", "task"],
     ["config", "run_folder", "watch"],
-    ["front", "inert", "timekeeping"],
+    ["finals", "front", "inert", "timekeeping"],
     ["space"],
     ["policy_file"],
     ["baselines", "strategy", "target"],

@@ -17,6 +17,7 @@ from records import STRUCTURE
 import autocompress as ac
 from autocompress.config import SearchConfig
 from autocompress.errors import ConfigError, DivergedError, RunFolderError, StageError, WorkerError
+from autocompress.finals import LONGEST
 from autocompress.frameworks.base import Candidate, framework_of
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.shared import SharedTraining
@@ -40,7 +41,6 @@ from autocompress.shared import (
 )
 from autocompress.sharing import CHECKED, PARTS
 from autocompress.space import SearchSpace, build_space, load_space_spec
-from autocompress.timed_run import LONGEST_FINAL
 from autocompress.trial import Inheritance, TrialRunner
 from autocompress.watch import Watcher
 
@@ -351,13 +351,12 @@ def test_a_search_that_was_cut_off_in_the_shared_training_goes_on_with_it(tmp_pa
 
 
 @pytest.mark.usefixtures("steady_meter")
-def test_time_that_is_left_goes_into_the_models_of_the_front(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("autocompress.timed_run.epoch_seconds", lambda records, epochs: 0.1)
+def test_time_that_is_left_goes_into_the_models_of_the_front(tmp_path: Path) -> None:
     task = models.search_task(models.linear(), epochs=2)
-    shared_search(task, tmp_path / "run", Watcher(), max_trials=2, max_time="10m")
+    shared_search(task, tmp_path / "run", Watcher(), max_time="10m")
     final = [r for r in searches.records(tmp_path / "run") if r.is_final]
-    assert {r.plan.epochs for r in final} == {LONGEST_FINAL * 2}
-    shared_search(task, tmp_path / "run", Watcher(), resume=True, max_trials=2, max_time="5m")
+    assert {r.plan.epochs for r in final} == {LONGEST * 2}
+    shared_search(task, tmp_path / "run", Watcher(), resume=True, max_time="5m")
     assert [r.key for r in searches.records(tmp_path / "run") if r.is_final] == [r.key for r in final]
 
 

@@ -1,0 +1,67 @@
+"""The front's own training after a search: which models, in which order, for how long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from autocompress.metrics import Metric
+from autocompress.record import Stage, TrialRecord
+
+LONGEST = 4
+"""Times as long as a candidate a model is trained at most. On a ResNet-8 without a branch 3 epochs gave .937, 12 gave .952."""
+PROMISING = 2 / 3
+"""Of the front, by accuracy; the rest comes last."""
+
+
+def in_order(front: Sequence[TrialRecord], best: TrialRecord | None, metric: Metric) -> list[TrialRecord]:
+    """The models of a front in the order in which they are trained once more.
+
+    The best one comes first, and then always the one that is farthest in latency from those before it: neighbours on the front
+    would win the same.
+
+    Args:
+        front: measured and scored.
+        best: the one that would be deployed now; None where there is none.
+        metric: of the task.
+    """
+    ranked = sorted(front, key=lambda record: -metric.gain(record.accuracy_valid or 0.0))
+    ranked.sort(key=lambda record: best is None or record.key != best.key)
+    promising = math.ceil(PROMISING * len(ranked))
+    return _spread(ranked[:promising]) + _spread(ranked[promising:])
+
+
+def _spread(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The first one, then always the one farthest from those before it."""
+    ordered, left = list(records[:1]), list(records[1:])
+    while left:
+        farthest = max(left, key=lambda record: min(_distance(record, other) for other in ordered))
+        ordered.append(farthest)
+        left.remove(farthest)
+    return ordered
+
+
+def _distance(one: TrialRecord, other: TrialRecord) -> float:
+    """How many times as fast, as a logarithm."""
+    if one.latency is None or other.latency is None:
+        return 0.0
+    return abs(math.log(one.latency.ms / other.latency.ms))
+
+
+def epochs_within(seconds: float, record: TrialRecord, tuned: Sequence[TrialRecord], own: int) -> int | None:
+    """How long a model can be trained; None where the time does not allow as much as a candidate had.
+
+    Args:
+        seconds: that are left.
+        record: the model as a candidate.
+        tuned: what was trained before, from which the seconds are told.
+        own: epochs of a candidate that is trained by itself.
+    """
+    trained = [one for one in tuned if one.seconds.get(Stage.FINE_TUNE)]
+    if not trained:
+        return own
+    nearest = min(trained, key=lambda one: abs((one.macs or 0) - (record.macs or 0)))
+    epoch = nearest.seconds[Stage.FINE_TUNE] / (nearest.plan.epochs or own)
+    besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one in trained)
+    fits = int((seconds - besides) / epoch)
+    return None if fits < own else min(LONGEST * own, fits)
