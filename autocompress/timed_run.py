@@ -114,7 +114,7 @@ class TimedRun(Run):
         for done, record in enumerate(front):
             plan = begun.get(record.policy.to_json())
             if plan is None:
-                epochs = self._final_epochs(record)
+                epochs = self._final_epochs(record, len(front) - done)
                 if epochs is None:
                     self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
                     return
@@ -126,12 +126,12 @@ class TimedRun(Run):
         """True where candidates inherit, and the front's own training is not switched off."""
         return self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0
 
-    def _final_epochs(self, record: TrialRecord) -> int | None:
+    def _final_epochs(self, record: TrialRecord, models: int) -> int | None:
         """How long a model of the front is trained; None where there is no time for it."""
         asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
         if seconds is None:
             return asked or own
-        longest = finals.epochs_within(seconds, record, self.folder.records(), asked or own)
+        longest = finals.epochs_within(seconds, models, record, self.folder.records(), asked or own)
         return asked if longest and asked else longest
 
     def _front_to_tune(self) -> list[TrialRecord]:

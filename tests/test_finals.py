@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from records import make_record
 
-from autocompress.finals import LONGEST, epochs_within, in_order
+from autocompress.finals import LONG, LONGEST, epochs_within, in_order
 from autocompress.metrics import resolve_metric
 from autocompress.policy import Policy
 from autocompress.record import Stage, TrialRecord
@@ -49,17 +49,22 @@ def trained(macs: int, tuning: float, besides: float = 1.0, epochs: int | None =
     return record
 
 
-@pytest.mark.parametrize(("seconds", "epochs"), [(5.9, None), (7.0, 3), (10.9, 4), (15.0, 7), (500.0, LONGEST * 3)])
+@pytest.mark.parametrize(("seconds", "epochs"), [(5.9, None), (7.0, 3), (10.9, 4), (15.0, 7), (60.0, LONG * 3)])
 def test_a_model_is_trained_for_as_long_as_the_time_allows(seconds: float, epochs: int | None) -> None:
     tuned = [trained(100, 6.0), trained(1000, 60.0)]
     model = make_record()
     model.macs = 150
-    assert epochs_within(seconds, model, tuned, own=3) == epochs
+    assert epochs_within(seconds, 5, model, tuned, own=3) == epochs
+
+
+@pytest.mark.parametrize(("models", "epochs"), [(1, LONGEST * 3), (2, 19), (4, LONG * 3)])
+def test_all_are_trained_longer_where_there_is_time_for_it(models: int, epochs: int) -> None:
+    assert epochs_within(80.0, models, make_record(), [trained(100, 6.0)], own=3) == epochs
 
 
 def test_what_an_epoch_takes_is_told_by_its_own_number_of_epochs() -> None:
-    assert epochs_within(13.0, trained(100, 0.0), [trained(100, 24.0, epochs=12)], own=3) == 6
+    assert epochs_within(13.0, 1, trained(100, 0.0), [trained(100, 24.0, epochs=12)], own=3) == 6
 
 
 def test_without_any_training_before_a_model_gets_what_a_candidate_has() -> None:
-    assert epochs_within(1.0, make_record(), [make_record()], own=3) == 3
+    assert epochs_within(1.0, 1, make_record(), [make_record()], own=3) == 3

@@ -1,14 +1,15 @@
 """Score and measure every policy of a space once.
 
-    python experiments/search_benchmark/build_table.py [tuned | inherited] [--minutes 60] [--out FILE]
+    python experiments/search_benchmark/build_table.py [tuned | inherited] [--minutes 60] [--out FILE] [--backwards]
 
 The network is the ResNet-8 of `mnist_resnet8`, every layer in 8 bits. Tuned: three ratios for each of six groups, every policy
 fine-tuned, those near the front with three seeds, and scored as IR; table.csv. Inherited: four ratios each, every policy inherits
 from one shared training and is scored as IR; inherited.csv, whose seconds are those of inheriting.
 
 A row is written as soon as it is known, in a shuffled order, so the builder can be cut off anywhere and goes on where it stopped;
-a part of the table is a random sample of the whole. Beside it stands a .json: the space, the budget, the sensitivities and what
-they took. Best run on a machine that does nothing else: latencies are measured as it goes.
+a part of the table is a random sample of the whole. A second builder may begin at the other end. Beside the table stands a .json:
+the space, the budget, the sensitivities and what they took. Best run on a machine that does nothing else: latencies are measured
+as it goes.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("kind", nargs="?", choices=SPACES, default="tuned")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--backwards", action="store_true", help="begin at the other end, beside another builder of the table")
     options = parser.parse_args()
     out: Path = options.out or HERE / ("table.csv" if options.kind == "tuned" else "inherited.csv")
     end = time.monotonic() + 60 * options.minutes
@@ -82,7 +84,7 @@ def main() -> None:
     latency_of = dict(zip(points, predicted.tolist(), strict=True))
     made: Rows = Tuned(bench) if options.kind == "tuned" else Heirs(bench, space, KEPT / out.stem)
     describe(foresight, made, out.with_suffix(".json"))
-    order = [points[i] for i in np.random.default_rng(0).permutation(len(points))]
+    order = [points[i] for i in np.random.default_rng(0).permutation(len(points))][:: -1 if options.backwards else 1]
     print(f"{len(points)} policies of {len(names)} decisions", flush=True)
     for stage in (lambda: [(point, made.seeds[0]) for point in order], lambda: product(near_front(out, names), made.seeds)):
         wanted = list(stage())
