@@ -8,6 +8,7 @@ part of what every larger one keeps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import keras
@@ -74,12 +75,22 @@ class Elastic:
     def candidate(self, policy: Policy, removed: Removed | None = None) -> Candidate:
         """The model under a policy, with the channels cut out and the weights and steps that the elastic model has now."""
         removed = self.removed(policy) if removed is None else removed
-        plain = rebuild(self.model, lambda name, layer: copied(layer.layer) if isinstance(layer, Simulated) else None)
-        smaller = remove_channels(plain, self.pruning.groups, removed)
+        smaller = remove_channels(self._plain_of_now(), self.pruning.groups, removed)
         macs = {layer.name: layer.macs for layer in layers_of(smaller, self.example)}
-        model = simulate(smaller, policy)
+        model = simulate(smaller, policy, owned=True)
         self._hand_over_steps(model, self._lost(removed, "writes"))
         return Candidate(model, policy, macs, removed)
+
+    def _plain_of_now(self) -> keras.Model:
+        """The plain graph with the weights that the elastic model has now."""
+        own = layers_by_name(self.model)
+        for name, layer in layers_by_name(self._plain).items():
+            layer.set_weights(_plain_layer(own[name]).get_weights())
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> keras.Model:
+        return rebuild(self.model, lambda name, layer: copied(_plain_layer(layer)))
 
     def _hand_over_steps(self, model: keras.Model, writes: Mapping[str, Lost]) -> None:
         """Let the simulation of a candidate go on with the steps that were learned."""
@@ -101,6 +112,11 @@ class Elastic:
                     gone = member.indices[list(channels)].reshape(-1)
                     places[member.axis] = np.union1d(places.get(member.axis, gone), gone)
         return found
+
+
+def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer that is simulated, or a layer itself."""
+    return layer.layer if isinstance(layer, Simulated) else layer
 
 
 def _elastic(layer: keras.layers.Layer) -> Simulated:

@@ -133,7 +133,7 @@ class KerasFramework:
             removed = self.removed(task, policy, criterion) if removed is None else removed
             model = remove_channels(model, self._pruning(task).groups, removed)
         macs = {layer.name: layer.macs for layer in layers_of(model, self._example(task, 1))}
-        return Candidate(simulate(model, policy), policy, macs, removed or {})
+        return Candidate(simulate(model, policy, owned=bool(policy.pruning)), policy, macs, removed or {})
 
     def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics."""

@@ -77,11 +77,18 @@ class Simulated(keras.layers.Layer):
         return cls(**made, **config)
 
 
-def simulate(model: keras.Model, policy: Policy) -> keras.Model:
-    """A copy of a graph in which a policy's bits and zeros are simulated."""
+def simulate(model: keras.Model, policy: Policy, *, owned: bool = False) -> keras.Model:
+    """A graph in which a policy's bits and zeros are simulated.
+
+    Args:
+        model: a plain graph.
+        policy: what is simulated.
+        owned: the plain graph is not used any more, so its layers are taken over. Otherwise they are copied.
+    """
 
     def replace(name: str, layer: keras.layers.Layer) -> keras.layers.Layer | None:
-        return _simulated(copied(layer), policy.layer(name)) if isinstance(layer, HEAVY) else None
+        taken = layer if owned else copied(layer)
+        return _simulated(taken, policy.layer(name)) if isinstance(layer, HEAVY) else taken
 
     return rebuild(model, replace)
 
@@ -118,8 +125,7 @@ def simulated_inputs(model: keras.Model) -> dict[str, SimulatedInput]:
 
 def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
     """A plain copy of a simulated graph with its kernels as they will be deployed, and the codes of its grids by layer name."""
-    finished = rebuild(model, lambda name, layer: None)
-    set_progress(finished, 1.0)
+    finished = _finished(model)
     found: dict[str, LayerGrid] = {}
 
     def replace(name: str, layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -133,6 +139,16 @@ def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
         return plain
 
     return rebuild(finished, replace), found
+
+
+def _finished(model: keras.Model) -> keras.Model:
+    """The graph as it is after its training: itself, or a copy where a part of the simulation follows the training."""
+    weights = [layer.weight for layer in _simulated_layers(model).values() if layer.weight is not None]
+    if not any(weight.follows_training for weight in weights):
+        return model
+    finished = rebuild(model, lambda name, layer: None)
+    set_progress(finished, 1.0)
+    return finished
 
 
 def _simulated(layer: keras.layers.Layer, policy: LayerPolicy) -> keras.layers.Layer:

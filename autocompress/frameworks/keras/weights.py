@@ -97,6 +97,11 @@ class SimulatedWeight(keras.layers.Layer):
         codes = self._codes(kept, self._step(kept, constants[0]), *constants[1:])
         return self.axes.rows(ops.convert_to_numpy(codes)).astype(np.int8)
 
+    @property
+    def follows_training(self) -> bool:
+        """True where `set_progress` changes something."""
+        return self.bits == 1 or bool(self.policy.sparsity)
+
     def set_progress(self, kernel: Any, fraction: float) -> None:
         """Where a training is that began at 0 and ends at 1: the mask grows, and one bit waits for the activations."""
         if self.bits == 1:
