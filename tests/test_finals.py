@@ -24,12 +24,13 @@ def numbers(records: list[TrialRecord]) -> list[int]:
 
 def test_the_best_comes_first_then_what_is_farthest_in_latency() -> None:
     records = front((0.95, 2.0), (0.94, 1.9), (0.93, 1.0), (0.92, 0.95))
-    assert numbers(in_order([*records, *front()], records[1], ACCURACY)) == [1, 2, 0, 3]
+    assert numbers(in_order([*records, *front()], records[1], ACCURACY)) == [1, 3, 2, 0]
 
 
-def test_the_least_accurate_third_comes_last_however_fast_it_is() -> None:
-    records = front((0.95, 2.0), (0.94, 1.5), (0.93, 1.4), (0.92, 1.0), (0.6, 0.5), (0.5, 0.4))
-    assert numbers(in_order(records, None, ACCURACY)) == [0, 3, 2, 1, 4, 5]
+def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() -> None:
+    records = front((0.954, 2.0), (0.946, 1.5), (0.941, 1.3), (0.83, 1.2), (0.78, 1.0))
+    assert numbers(in_order(records, None, ACCURACY)) == [0, 2, 1, 3, 4]
+    assert numbers(in_order(records[:2], None, ACCURACY)) == [0, 1]
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:
