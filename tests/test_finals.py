@@ -23,7 +23,7 @@ def numbers(records: list[TrialRecord]) -> list[int]:
 
 
 def test_the_best_comes_first_then_what_is_farthest_in_latency() -> None:
-    records = front((0.95, 2.0), (0.94, 1.9), (0.93, 1.0), (0.92, 0.95))
+    records = front((0.95, 2.0), (0.94, 1.9), (0.93, 1.1), (0.92, 0.95))
     assert numbers(in_order([*records, *front()], records[1], ACCURACY)) == [1, 3, 2, 0]
 
 
