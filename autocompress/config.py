@@ -47,8 +47,9 @@ class FineTuning(BaseModel):
         mode: of a search. "each" tunes every candidate by itself; "shared" trains once for all, and candidates inherit the
             weights; "auto" shares where that pays and is found not to cost accuracy, and says what was decided and why.
         inherit_epochs: of a candidate's own training after it has inherited.
-        final_epochs: of the models of the front that inherit, once all candidates are tried. None: the same as `epochs`, and up
-            to eight times as many where a time limit leaves time for it, the best model first, then others spread over the front.
+        final_epochs: of the models of the front, once all candidates are tried. None: the same as `epochs` for models that
+            inherit, and up to eight times as many for all where a time limit leaves time for it, the best model first, then
+            others spread over the front. 0: none.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -14,6 +14,8 @@ LONG, LONGEST = 4, 8
 
 On a ResNet-8 without a branch 3 epochs gave .937, 12 gave .952 and 24 gave .957.
 """
+MARGIN = 1.15
+"""Times as long as told by others a training may take: one that has to be cut off is lost."""
 MOST_LOSS = 3
 """Times the median loss of a front's models against the most accurate one: what has lost more comes last."""
 
@@ -61,8 +63,10 @@ def _distance(one: TrialRecord, other: TrialRecord) -> float:
     return abs(math.log(one.latency.ms / other.latency.ms))
 
 
-def epochs_within(seconds: float, models: int, record: TrialRecord, tuned: Sequence[TrialRecord], own: int) -> int | None:
-    """How long a model is trained; None where the time does not allow as much as a candidate had.
+def epochs_within(
+    seconds: float, models: int, record: TrialRecord, tuned: Sequence[TrialRecord], own: int, least: int
+) -> int | None:
+    """How long a model is trained; None where there is no time for it.
 
     Args:
         seconds: that are left.
@@ -70,12 +74,13 @@ def epochs_within(seconds: float, models: int, record: TrialRecord, tuned: Seque
         record: the model as a candidate.
         tuned: what was trained before, from which the seconds are told.
         own: epochs of a candidate that is trained by itself.
+        least: fewer are not worth it.
     """
     trained = [one for one in tuned if one.seconds.get(Stage.FINE_TUNE)]
     if not trained:
-        return own
+        return least
     nearest = min(trained, key=lambda one: abs((one.macs or 0) - (record.macs or 0)))
-    epoch = nearest.seconds[Stage.FINE_TUNE] / (nearest.plan.epochs or own)
+    epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / (nearest.plan.epochs or own)
     besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one in trained)
     fits, even_share = (int((part - besides) / epoch) for part in (seconds, seconds / models))
-    return None if fits < own else min(fits, LONGEST * own, max(LONG * own, even_share))
+    return None if fits < least else min(fits, LONGEST * own, max(LONG * own, even_share))

@@ -7,14 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress import baselines
+from autocompress import baselines, finals
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
 from autocompress.foresight import Foresight
+from autocompress.front import front_of
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.sampling import Sampling
+from autocompress.sharing import Sharing, screening_in_words
 from autocompress.strategy.proposals import Proposals
 from autocompress.task import Task, absolute_reference, load_task
 from autocompress.timed_run import TimedRun
@@ -28,6 +30,10 @@ MOST_MEASURED, MEASURED_SHARE = 8, 0.15
 """Proposals whose latency is measured before one of them is fine-tuned, and the share of a fine-tuning that this may cost."""
 UNIFORM_SHARE = 1 / 3
 """Of the time that is left, for the uniformly pruned baselines."""
+FINAL = "final"
+"""Source of a model of the front that was trained once more."""
+FINAL_SHARE = 0.5
+"""Of the time that is left for candidates, kept for the front's own training."""
 LOOKED_AT = (Stage.COMPRESS, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
 
 
@@ -112,6 +118,25 @@ class Search(TimedRun):
 
     def _run_candidates(self) -> None:
         self._share()
+        if self._trains_front:
+            self.kept_back = FINAL_SHARE * (self._seconds_left() or 0.0)
+        self._try_candidates()
+        self.kept_back = 0.0
+        words = screening_in_words(self.folder.records())
+        if words:
+            self.watcher.say(words)
+        if self._trains_front:
+            self._train_front()
+
+    def _share(self) -> None:
+        """Let candidates inherit from one training, if that pays."""
+        self._allow()
+        seconds, gate = self._seconds_left(), self._gate_ms
+        sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
+        self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
+
+    def _try_candidates(self) -> None:
+        """What the sampler proposes, until nothing is left to try or to try it with."""
         records = [record for record in self.folder.records() if not record.is_final]
         open_records = [r for r in records if not r.is_baseline and self._is_open(r)]
         ended = [r for r in records if r not in open_records]
@@ -132,6 +157,45 @@ class Search(TimedRun):
             if idle >= min(MAX_IDLE, 2 * self.space.size + 20):
                 self.watcher.say("Nothing new is left to try within the budget")
                 return
+
+    @property
+    def _trains_front(self) -> bool:
+        """Whether the front's models are trained once more: as asked, where candidates inherit, or where time is left for it.
+
+        A loop of the user's own may do with the number of epochs what it likes.
+        """
+        asked = self.config.fine_tuning.final_epochs
+        limited = self.config.time_limit_s is not None and self.task.fine_tune is None
+        return bool(asked) or (asked is None and (self.runner.inheritance is not None or limited))
+
+    def _train_front(self) -> None:
+        """Train the models of the front once more, each by itself, from where a candidate starts."""
+        begun = {r.policy.to_json(): r.plan for r in self.folder.records() if r.is_final}
+        front = self._front_to_train()
+        for done, record in enumerate(front):
+            plan = begun.get(record.policy.to_json())
+            if plan is None:
+                epochs = self._final_epochs(record, len(front) - done)
+                if epochs is None:
+                    self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
+                    return
+                plan = record.plan.model_copy(update={"epochs": epochs})
+            self.run_trial(plan, FINAL)
+
+    def _front_to_train(self) -> list[TrialRecord]:
+        """What was tuned of the front."""
+        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
+        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
+        return finals.in_order(front, self.best, self.metric)
+
+    def _final_epochs(self, record: TrialRecord, models: int) -> int | None:
+        """How long a model of the front is trained; None where there is no time for it, or for no more than it had."""
+        asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
+        least = asked or (own + 1 if self.runner.inheritance is None else own)
+        if seconds is None:
+            return least
+        longest = finals.epochs_within(seconds, models, record, self.folder.records(), own, least)
+        return asked if longest and asked else longest
 
     def _tell(self, record: TrialRecord) -> None:
         if self.sampling.is_foreseen:

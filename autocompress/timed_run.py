@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import time
 
-from autocompress import baselines, finals
+from autocompress import baselines
 from autocompress.config import SearchConfig
 from autocompress.errors import ConfigError, OutOfTimeError
-from autocompress.front import front_of
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.run import Run
-from autocompress.sharing import Sharing, screening_in_words
 from autocompress.target.meter import MAX_SECONDS
 from autocompress.task import Task
 from autocompress.timekeeping import Clock, Timekeeper
 from autocompress.watch import Watcher
 
-FINAL = "final"
-"""Source of a model of the front that was trained once more."""
 DEFAULT_TRIALS = 40
 LATEST = 3
 """Trials from which the next one's time is taken."""
@@ -26,8 +22,6 @@ FINAL_SECONDS = 5.0
 """Reserved from the time limit for the report, beside what measuring and scoring the front takes."""
 MEASURING_SHARE = 0.15
 """Of the time limit, for measuring the front again; less precise where that is not enough."""
-FINAL_TUNING_SHARE = 0.5
-"""Of the time that is left after a shared training, kept for the front's own training."""
 AFTER_TRAINING = (Stage.EXPORT, Stage.MEASURE, Stage.EVALUATE)
 
 
@@ -56,7 +50,6 @@ class TimedRun(Run):
                 self._run_baselines()
                 with self.folder.disk_guard():
                     self._run_candidates()
-                    self._tune_front()
             except OutOfTimeError:
                 self.watcher.say("The time is up before the end of a training, which is left out; a resumed run goes on with it")
             self.finish(self._measuring_seconds(len(self.finalists())))
@@ -91,54 +84,6 @@ class TimedRun(Run):
     def _run_candidates(self) -> None:
         """The strategy's own part."""
         raise NotImplementedError
-
-    def _share(self) -> None:
-        """Let candidates inherit from one training, if that pays."""
-        self._allow()
-        seconds, gate = self._seconds_left(), self._gate_ms
-        sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
-        self.runner.inheritance = sharing.inheritance(self.max_trials, seconds)
-        if self._tunes_front:
-            self.kept_back = FINAL_TUNING_SHARE * (self._seconds_left() or 0.0)
-
-    def _tune_front(self) -> None:
-        """Train the models of the front once more, each by itself, from what it has inherited."""
-        self.kept_back = 0.0
-        if not self._tunes_front:
-            return
-        words = screening_in_words(self.folder.records())
-        if words:
-            self.watcher.say(words)
-        begun = {r.policy.to_json(): r.plan for r in self.folder.records() if r.is_final}
-        front = self._front_to_tune()
-        for done, record in enumerate(front):
-            plan = begun.get(record.policy.to_json())
-            if plan is None:
-                epochs = self._final_epochs(record, len(front) - done)
-                if epochs is None:
-                    self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
-                    return
-                plan = record.plan.model_copy(update={"epochs": epochs})
-            self.run_trial(plan, FINAL)
-
-    @property
-    def _tunes_front(self) -> bool:
-        """True where candidates inherit, and the front's own training is not switched off."""
-        return self.runner.inheritance is not None and self.config.fine_tuning.final_epochs != 0
-
-    def _final_epochs(self, record: TrialRecord, models: int) -> int | None:
-        """How long a model of the front is trained; None where there is no time for it."""
-        asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
-        if seconds is None:
-            return asked or own
-        longest = finals.epochs_within(seconds, models, record, self.folder.records(), asked or own)
-        return asked if longest and asked else longest
-
-    def _front_to_tune(self) -> list[TrialRecord]:
-        """What was tuned of the front."""
-        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
-        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
-        return finals.in_order(front, self.best, self.metric)
 
     def _time_left(self) -> float | None:
         return self.clock.left

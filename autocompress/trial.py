@@ -211,8 +211,10 @@ class TrialRunner:
 
     def _settings(self, record: TrialRecord) -> TuneSettings:
         """How a candidate is trained."""
-        alone, inheritance = self.bench.tune_settings, self._inheritance_of(record)
-        return alone if inheritance is None else inheritance.settings(record.plan, alone)
+        alone, inheritance, epochs = self.bench.tune_settings, self._inheritance_of(record), record.plan.epochs
+        if inheritance is not None:
+            return inheritance.settings(record.plan, alone)
+        return alone if epochs is None else replace(alone, epochs=epochs)
 
     def _compress(self, record: TrialRecord) -> Candidate | None:
         """The candidate, made again on a retry (it is not stored), unless its IR is already there."""

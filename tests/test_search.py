@@ -315,6 +315,19 @@ def test_a_time_that_is_too_short_still_gives_the_baselines(tmp_path: Path, stea
     assert not result.front.empty
 
 
+@pytest.mark.parametrize(("final_epochs", "loop", "trained"), [(None, None, True), (0, None, False), (None, Loop(), False)])
+def test_time_that_is_left_is_spent_on_the_models_of_the_front(
+    final_epochs: int | None, loop: Loop | None, trained: bool, tmp_path: Path, steady_meter: None
+) -> None:
+    task, tuning = linear_task(epochs=1, fine_tune=loop), {"mode": "each", "final_epochs": final_epochs}
+    search_bits(task, tmp_path / "run", max_trials=2, max_time="10m", fine_tuning=tuning)
+    final = [record for record in searches.records(tmp_path / "run") if record.is_final]
+    assert bool(final) == trained
+    assert all(record.state == State.COMPLETE and record.plan.epochs > 1 for record in final)
+    candidates = [record for record in searches.candidates(tmp_path / "run") if not record.is_final]
+    assert {record.policy for record in final} <= {record.policy for record in candidates}
+
+
 # Trials that fail
 
 
