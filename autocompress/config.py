@@ -39,8 +39,8 @@ class FineTuning(BaseModel):
         epochs, learning_rate, distillation: override the task's own; None leaves them.
         feature_distillation: weight of the distance between a candidate's attention maps and the original's, beside the loss.
         binarization: weights of 1 bit have one scale per output channel ("xnor", XNOR-Net) or per layer ("dorefa", DoReFa-Net).
-        arithmetic: "fastest" times a few steps in float32 and in bfloat16, and takes float32 where the other is not clearly
-            faster. Trainings of less than 100 steps stay in float32.
+        arithmetic: "fastest" times a few steps in float32 and in bfloat16, and on a GPU with channels last, and takes float32
+            where no other is clearly faster. Trainings of less than 100 steps stay in float32.
         pruning_schedule: "one_shot" removes the channels before the training; "linear" and "exponential" let them fall silent one
             after the other in the first third of the epochs (of two epochs and more), and remove them then.
         stop_hopeless: end a candidate that after its first epoch is hardly better than a model that ignores its input.

@@ -61,7 +61,7 @@ def _estimated(prepared: Prepared, config: SearchConfig) -> str:
     ]
     if config.time_limit_s is not None:
         fit = max(0, int((config.time_limit_s - before) / per_trial))
-        lines.append(f"Estimated: {fit} candidates fit into {config.max_time}")
+        lines.append(f"Estimated: {fit} candidates fit into {config.max_time}, half of them where the front is trained again")
     trials = trial_limit(config)
     if is_workflow:
         lines.append(f"Estimated: a workflow fine-tunes at most {STEPS} candidates, {STEPS * per_trial / 60:.1f} minutes")

@@ -8,6 +8,7 @@ from statistics import median
 
 from autocompress.metrics import Metric
 from autocompress.record import Stage, TrialRecord
+from autocompress.shared import is_shared
 
 LONG, LONGEST = 4, 8
 """Times as long as a candidate the first models are trained, and all where there is time for it.
@@ -36,9 +37,10 @@ def in_order(front: Sequence[TrialRecord], best: TrialRecord | None, metric: Met
         return []
     losses = [_gain(ranked[0], metric) - _gain(record, metric) for record in ranked]
     most = MOST_LOSS * median(losses)
-    promising = [record for record, loss in zip(ranked, losses, strict=True) if loss <= most]
+    is_best = [best is not None and record.policy == best.policy for record in ranked]
+    promising = [record for record, of_best in zip(ranked, is_best, strict=True) if of_best]
+    promising += [r for r, loss, of_best in zip(ranked, losses, is_best, strict=True) if loss <= most and not of_best]
     others = [record for record in ranked if record not in promising]
-    promising.sort(key=lambda record: best is None or record.key != best.key)
     return _spread(promising) + _spread(others)
 
 
@@ -76,11 +78,18 @@ def epochs_within(
         own: epochs of a candidate that is trained by itself.
         least: fewer are not worth it.
     """
-    trained = [one for one in tuned if one.seconds.get(Stage.FINE_TUNE)]
+    trained = [one for one in tuned if one.seconds.get(Stage.FINE_TUNE) and _epochs_of(one, own)]
     if not trained:
-        return least
+        return least if seconds > 0 else None
     nearest = min(trained, key=lambda one: abs((one.macs or 0) - (record.macs or 0)))
-    epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / (nearest.plan.epochs or own)
+    epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / (_epochs_of(nearest, own) or own)
     besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one in trained)
     fits, even_share = (int((part - besides) / epoch) for part in (seconds, seconds / models))
     return None if fits < least else min(fits, LONGEST * own, max(LONG * own, even_share))
+
+
+def _epochs_of(record: TrialRecord, own: int) -> int | None:
+    """How long a model was trained; None of an heir that was trained for a shorter time."""
+    if record.plan.epochs is not None:
+        return record.plan.epochs
+    return None if Stage.INHERIT in record.done and is_shared(record.policy) else own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from autocompress import baselines, finals
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
+from autocompress.errors import OutOfTimeError
 from autocompress.foresight import Foresight
 from autocompress.front import front_of
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
 from autocompress.sampling import Sampling
-from autocompress.sharing import Sharing, screening_in_words
+from autocompress.sharing import Sharing, epoch_seconds, screening_in_words
 from autocompress.strategy.proposals import Proposals
 from autocompress.task import Task, absolute_reference, load_task
 from autocompress.timed_run import TimedRun
@@ -32,8 +34,8 @@ UNIFORM_SHARE = 1 / 3
 """Of the time that is left, for the uniformly pruned baselines."""
 FINAL = "final"
 """Source of a model of the front that was trained once more."""
-FINAL_SHARE = 0.5
-"""Of the time that is left for candidates, kept for the front's own training."""
+FINAL_SHARE, LEAST_CANDIDATES, FRONT_MODELS = 0.5, 3, 8
+"""Of the time that is left, for the front's own training: after so many candidates at least, and of so many models at most."""
 LOOKED_AT = (Stage.COMPRESS, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
 
 
@@ -118,9 +120,13 @@ class Search(TimedRun):
 
     def _run_candidates(self) -> None:
         self._share()
-        if self._trains_front:
-            self.kept_back = FINAL_SHARE * (self._seconds_left() or 0.0)
-        self._try_candidates()
+        self.kept_back = self._seconds_for_the_front()
+        try:
+            self._try_candidates()
+        except OutOfTimeError:
+            if not self.kept_back:
+                raise
+            self.watcher.say("A candidate took too long and is left out; the rest of the time is for the front's own training")
         self.kept_back = 0.0
         words = screening_in_words(self.folder.records())
         if words:
@@ -168,19 +174,32 @@ class Search(TimedRun):
         limited = self.config.time_limit_s is not None and self.task.fine_tune is None
         return bool(asked) or (asked is None and (self.runner.inheritance is not None or limited))
 
+    def _seconds_for_the_front(self) -> float:
+        """What candidates leave of the time: a share, but some candidates are tried, and no more than a front can use."""
+        left = self._seconds_left()
+        if left is None or not self._trains_front:
+            return 0.0
+        own = self.bench.tune_settings.epochs
+        epoch = epoch_seconds(self.folder.records(), own)
+        most = math.inf if epoch is None else FRONT_MODELS * finals.LONGEST * own * epoch
+        return max(0.0, min(FINAL_SHARE * left, left - LEAST_CANDIDATES * self._trial_seconds(), most))
+
     def _train_front(self) -> None:
         """Train the models of the front once more, each by itself, from where a candidate starts."""
-        begun = {r.policy.to_json(): r.plan for r in self.folder.records() if r.is_final}
+        begun = {r.policy: r for r in self.folder.records() if r.is_final}
         front = self._front_to_train()
+        skipped = 0
         for done, record in enumerate(front):
-            plan = begun.get(record.policy.to_json())
-            if plan is None:
-                epochs = self._final_epochs(record, len(front) - done)
-                if epochs is None:
-                    self.watcher.say(f"No time to train {len(front) - done} of {len(front)} models of the front once more")
-                    return
-                plan = record.plan.model_copy(update={"epochs": epochs})
-            self.run_trial(plan, FINAL)
+            known = begun.get(record.policy)
+            if known is not None and known.state == State.COMPLETE:
+                continue
+            epochs = self._final_epochs(record, len(front) - done, None if known is None else known.plan.epochs)
+            if epochs is None:
+                skipped += 1
+                continue
+            self.run_trial(record.plan.model_copy(update={"epochs": epochs}), FINAL)
+        if skipped:
+            self.watcher.say(f"No time to train {skipped} of {len(front)} models of the front once more")
 
     def _front_to_train(self) -> list[TrialRecord]:
         """What was tuned of the front."""
@@ -188,9 +207,18 @@ class Search(TimedRun):
         front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
         return finals.in_order(front, self.best, self.metric)
 
-    def _final_epochs(self, record: TrialRecord, models: int) -> int | None:
-        """How long a model of the front is trained; None where there is no time for it, or for no more than it had."""
-        asked, own, seconds = self.config.fine_tuning.final_epochs, self.bench.tune_settings.epochs, self._seconds_left()
+    def _final_epochs(self, record: TrialRecord, models: int, begun: int | None) -> int | None:
+        """How long a model of the front is trained; None where there is no time for it.
+
+        Without a shared training it is worth it only from one epoch more than the candidate had.
+
+        Args:
+            record: the model as a candidate.
+            models: that are still to be trained, this one among them.
+            begun: epochs of a training that was cut off; it begins anew.
+        """
+        own, seconds = self.bench.tune_settings.epochs, self._seconds_left()
+        asked = begun or self.config.fine_tuning.final_epochs
         least = asked or (own + 1 if self.runner.inheritance is None else own)
         if seconds is None:
             return least

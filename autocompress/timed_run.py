@@ -107,8 +107,8 @@ class TimedRun(Run):
         return (left is not None and left <= 0) or (seconds is not None and seconds < self._trial_seconds())
 
     def _trial_seconds(self) -> float:
-        """What the next trial will take: as long as the slowest of the last ones that were fine-tuned."""
-        tuned = [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE]
+        """What the next trial will take: as long as the slowest of the last ones that were fine-tuned as it will be."""
+        tuned = [r.total_seconds for r in self.folder.records() if r.plan.tune and r.state == State.COMPLETE and not r.is_final]
         return max(tuned[-LATEST:], default=0.0)
 
     def _final_seconds(self) -> float:

@@ -163,7 +163,7 @@ class TrialRunner:
         Args:
             plan: what to do.
             source: who proposed it; "baseline:…" trials are never ended by the gate.
-            gate_ms: an untrained candidate slower than this ends here.
+            gate_ms: a candidate slower than this ends before it is trained, or before its IR is scored where it is not trained.
 
         Raises:
             DiskFullError: nothing more can be written.

@@ -33,6 +33,13 @@ def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() 
     assert numbers(in_order(records[:2], None, ACCURACY)) == [0, 1]
 
 
+def test_the_best_comes_first_though_it_has_lost_far_more_than_the_others() -> None:
+    records = front((0.95, 2.0), (0.945, 1.5), (0.94, 1.2), (0.83, 0.5))
+    assert numbers(in_order(records, records[3], ACCURACY))[0] == 3
+    trained_again = make_record(9, 0.9, 0.5, policy=records[3].policy)
+    assert numbers(in_order(records, trained_again, ACCURACY))[0] == 3
+
+
 def test_less_is_better_where_the_metric_says_so() -> None:
     records = front((0.2, 1.0), (0.1, 2.0), (0.9, 0.5))
     assert numbers(in_order(records, None, resolve_metric("mse", None))) == [1, 0, 2]
@@ -71,5 +78,12 @@ def test_a_model_that_would_get_no_more_than_it_had_is_left_alone() -> None:
     assert epochs_within(8.5, 1, make_record(), [trained(100, 6.0)], own=3, least=4) is None
 
 
+def test_heirs_that_were_trained_for_a_shorter_time_tell_nothing() -> None:
+    heir = trained(100, 6.0)
+    heir.done = [Stage.INHERIT, Stage.FINE_TUNE]
+    assert epochs_within(40.0, 1, make_record(), [heir, trained(900, 60.0, epochs=20)], own=10, least=10) == 11
+
+
 def test_without_any_training_before_a_model_gets_what_a_candidate_has() -> None:
     assert epochs_within(1.0, 1, make_record(), [make_record()], own=3, least=3) == 3
+    assert epochs_within(-1.0, 1, make_record(), [make_record()], own=3, least=3) is None

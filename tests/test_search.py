@@ -23,7 +23,8 @@ import torch
 import yaml
 
 import autocompress as ac
-from autocompress.errors import AutocompressError, ConfigError, DiskFullError, RunFolderError
+from autocompress.errors import AutocompressError, ConfigError, DiskFullError, OutOfTimeError, RunFolderError
+from autocompress.outer_loop import Search
 from autocompress.policy import Policy
 from autocompress.record import Stage, State
 
@@ -326,6 +327,21 @@ def test_time_that_is_left_is_spent_on_the_models_of_the_front(
     assert all(record.state == State.COMPLETE and record.plan.epochs > 1 for record in final)
     candidates = [record for record in searches.candidates(tmp_path / "run") if not record.is_final]
     assert {record.policy for record in final} <= {record.policy for record in candidates}
+
+
+def test_a_candidate_that_takes_too_long_leaves_the_front_its_training(
+    tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Search._try_candidates
+
+    def cut_off(self: Search) -> None:
+        real(self)
+        raise OutOfTimeError
+
+    monkeypatch.setattr(Search, "_try_candidates", cut_off)
+    options: dict[str, Any] = {"max_trials": 2, "max_time": "10m", "fine_tuning": {"mode": "each"}}
+    search_bits(linear_task(epochs=1), tmp_path / "run", **options)
+    assert any(record.is_final and record.state == State.COMPLETE for record in searches.records(tmp_path / "run"))
 
 
 # Trials that fail

@@ -7,9 +7,9 @@ fine-tuned, those near the front with three seeds, and scored as IR; table.csv. 
 from one shared training and is scored as IR; inherited.csv, whose seconds are those of inheriting.
 
 A row is written as soon as it is known, in a shuffled order, so the builder can be cut off anywhere and goes on where it stopped;
-a part of the table is a random sample of the whole. A second builder may begin at the other end. Beside the table stands a .json:
-the space, the budget, the sensitivities and what they took. Best run on a machine that does nothing else: latencies are measured
-as it goes.
+a part of the table is a random sample of the whole. A second builder may begin at the other end, once the first one has begun.
+Beside the table stands a .json: the space, the budget, the sensitivities and what they took. Best run on a machine that does
+nothing else: latencies are measured as it goes.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def main() -> None:
     latency_of = dict(zip(points, predicted.tolist(), strict=True))
     made: Rows = Tuned(bench) if options.kind == "tuned" else Heirs(bench, space, KEPT / out.stem)
     describe(foresight, made, out.with_suffix(".json"))
-    order = [points[i] for i in np.random.default_rng(0).permutation(len(points))][:: -1 if options.backwards else 1]
+    order = [points[i] for i in np.random.default_rng(0).permutation(len(points))]
     print(f"{len(points)} policies of {len(names)} decisions", flush=True)
     for stage in (lambda: [(point, made.seeds[0]) for point in order], lambda: product(near_front(out, names), made.seeds)):
-        wanted = list(stage())
+        wanted = list(stage())[:: -1 if options.backwards else 1]
         while (found := next_of(wanted, out, names)) and time.monotonic() < end:
             point, seed = found
             row = made.row(space.policy(dict(zip(names, point, strict=True))), seed)

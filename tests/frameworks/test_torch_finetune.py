@@ -177,6 +177,16 @@ def test_channels_stay_first_where_a_view_asks_for_it(kind: str, monkeypatch: py
     assert framework.predict(task, candidate, [(task.train[0][:4],)]).shape == (4, 10)
 
 
+def test_predictions_can_be_viewed_and_probing_draws_no_random_number() -> None:
+    network, framework = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3)), TorchFramework()
+    task = models.small_task(network, loss=lambda outputs, targets: outputs.square().mean())
+    before = torch.random.get_rng_state()
+    assert exact_arithmetic(task).channels_last
+    assert torch.equal(torch.random.get_rng_state(), before)
+    found = framework.predict(task, framework.compress(task, ac.Policy(), "l2"), [(task.train[0][:4],)] * 2)
+    assert found.flags.c_contiguous
+
+
 def test_the_order_of_memory_changes_no_result_and_is_put_back() -> None:
     task, framework = models.small_task(models.resnet()), TorchFramework()
     assert exact_arithmetic(task) == Arithmetic(channels_last=True)
@@ -184,8 +194,16 @@ def test_the_order_of_memory_changes_no_result_and_is_put_back() -> None:
     images = models.digits()["valid"][0]
     with torch.no_grad():
         expected = candidate.model(images)
-    np.testing.assert_allclose(framework.predict(task, candidate, [(images,)]), expected, rtol=1e-4, atol=1e-5)
+    first = next(module for module in candidate.model.modules() if isinstance(module, nn.Conv2d))
+    seen: list[bool] = []
+    first.register_forward_hook(
+        lambda _, __, output: seen.append(output.is_contiguous(memory_format=torch.channels_last)) if output.ndim == 4 else None
+    )
+    found = framework.predict(task, candidate, [(images,)])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     framework.reestimate(task, candidate)
+    assert len(seen) > 1
+    assert all(seen)
     assert all(weight.is_contiguous() for weight in candidate.model.parameters())
 
 

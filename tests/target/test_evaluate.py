@@ -15,7 +15,7 @@ from autocompress.data import Split
 from autocompress.device import Target
 from autocompress.errors import ConversionError, TaskError
 from autocompress.metrics import Metric, resolve_metric
-from autocompress.target.evaluate import batch_size, evaluate, feed, score
+from autocompress.target.evaluate import _same, batch_size, evaluate, feed, score
 from autocompress.target.runtime import compile_for_scoring
 
 INPUTS = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
@@ -171,6 +171,21 @@ def test_samples_share_a_request_where_no_output_changes(
     assert score(model, F32, split, resolve_metric("mse", None)) == 0.0
     assert sizes == [expected]
     assert list(model.inputs[0].shape) == [deployed, 4]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([[1.0, -np.inf]], [[1.0, -np.inf]], True),
+        ([[1.0, -np.inf]], [[2.0, -np.inf]], False),
+        ([[1.0, -np.inf]], [[1.0, 0.0]], False),
+        ([[np.nan, 1.0]], [[np.nan, 1.0]], True),
+        (np.zeros((0, 4)), np.zeros((0, 4)), False),
+        (np.zeros((1, 4)), np.zeros((2, 4)), False),
+    ],
+)
+def test_only_rounding_may_tell_two_outputs_apart(before: Any, after: Any, expected: bool) -> None:
+    assert _same(np.array(before), np.array(after)) == expected
 
 
 def test_large_samples_are_scored_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

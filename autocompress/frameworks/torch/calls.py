@@ -66,7 +66,7 @@ def predicted(
     with torch.no_grad():
         calls = (call(model, ordered(tensors(inputs, device))) for inputs in batches)
         found = [[to_numpy(output) for output in outputs_of(one)] for one in calls]
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    return [np.ascontiguousarray(np.concatenate(parts)) for parts in zip(*found, strict=True)]  # a metric may ask for a view
 
 
 def device_of(model: nn.Module) -> torch.device:
