@@ -32,16 +32,18 @@ def in_order(front: Sequence[TrialRecord], best: TrialRecord | None, metric: Met
         best: the one that would be deployed now; None where there is none.
         metric: of the task.
     """
-    ranked = sorted(front, key=lambda record: -_gain(record, metric))
-    if not ranked:
+    if not front:
         return []
-    losses = [_gain(ranked[0], metric) - _gain(record, metric) for record in ranked]
-    most = MOST_LOSS * median(losses)
-    is_best = [best is not None and record.policy == best.policy for record in ranked]
-    promising = [record for record, of_best in zip(ranked, is_best, strict=True) if of_best]
-    promising += [r for r, loss, of_best in zip(ranked, losses, is_best, strict=True) if loss <= most and not of_best]
-    others = [record for record in ranked if record not in promising]
-    return _spread(promising) + _spread(others)
+    most_accurate = max(_gain(record, metric) for record in front)
+    losses = {record.number: most_accurate - _gain(record, metric) for record in front}
+    most = MOST_LOSS * median(losses.values())
+
+    def is_best(record: TrialRecord) -> bool:
+        return best is not None and record.policy == best.policy
+
+    ranked = sorted(front, key=lambda record: (not is_best(record), losses[record.number]))
+    promising = [record for record in ranked if is_best(record) or losses[record.number] <= most]
+    return _spread(promising) + _spread([record for record in ranked if record not in promising])
 
 
 def _gain(record: TrialRecord, metric: Metric) -> float:
@@ -78,12 +80,12 @@ def epochs_within(
         own: epochs of a candidate that is trained by itself.
         least: fewer are not worth it.
     """
-    trained = [one for one in tuned if one.seconds.get(Stage.FINE_TUNE) and _epochs_of(one, own)]
+    trained = [(one, epochs) for one in tuned if one.seconds.get(Stage.FINE_TUNE) and (epochs := _epochs_of(one, own))]
     if not trained:
         return least if seconds > 0 else None
-    nearest = min(trained, key=lambda one: abs((one.macs or 0) - (record.macs or 0)))
-    epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / (_epochs_of(nearest, own) or own)
-    besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one in trained)
+    nearest, epochs = min(trained, key=lambda pair: abs((pair[0].macs or 0) - (record.macs or 0)))
+    epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / epochs
+    besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one, _ in trained)
     fits, even_share = (int((part - besides) / epoch) for part in (seconds, seconds / models))
     return None if fits < least else min(fits, LONGEST * own, max(LONG * own, even_share))
 
