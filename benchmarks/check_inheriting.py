@@ -29,7 +29,7 @@ import numpy as np
 from check_training import cpu_seconds
 
 from autocompress.config import SearchConfig
-from autocompress.frameworks.torch.reestimate import BATCH_NORM_BATCHES, CALIBRATION_BATCHES
+from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, for_batch_norms
 from autocompress.policy import Policy
 from autocompress.record import Plan, State
 from autocompress.run_folder import RunFolder
@@ -65,8 +65,8 @@ def costs(name: str, policies: int) -> tuple[float, float]:
     training = bench.framework.share(task, bench.config.criterion, bench.tune_settings)
     training.begin(1)  # what its weights are worth does not matter here
     screen = Screen(bench.framework, task, PROBE_SAMPLES)
-    retaken = islice(task.splits["train"].numpy(), BATCH_NORM_BATCHES + CALIBRATION_BATCHES)
-    images = [batch.inputs for batch in (*retaken, *screen.batches)]
+    observed = islice(task.calibration_split.numpy(), CALIBRATION_BATCHES)
+    images = [batch.inputs for batch in (*for_batch_norms(task.splits["train"].numpy()), *observed, *screen.batches)]
     generator = np.random.default_rng(0)
     trials, screened = [], []
     with tempfile.TemporaryDirectory() as folder:

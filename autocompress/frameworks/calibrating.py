@@ -1,10 +1,26 @@
-"""Observing the ranges of simulated inputs."""
+"""How much of the data is looked at to take statistics anew, and observing the ranges of simulated inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from autocompress.data import Batch
+
+BATCH_NORM_SAMPLES, BATCH_NORM_BATCHES = 1024, 25
+"""Samples from which batch norms take their statistics, in no more than so many batches: more did not raise the accuracy."""
+CALIBRATION_BATCHES = 8
+
+
+def for_batch_norms(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The first of the batches, as many as batch norms need."""
+    samples = 0
+    for count, batch in enumerate(batches, 1):
+        yield batch
+        samples += batch.size
+        if samples >= BATCH_NORM_SAMPLES or count >= BATCH_NORM_BATCHES:
+            return
 
 
 @contextmanager

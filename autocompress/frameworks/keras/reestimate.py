@@ -10,14 +10,11 @@ import keras
 import numpy as np
 
 from autocompress.data import merged, size_of
-from autocompress.frameworks.calibrating import calibrating
+from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, calibrating, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
 from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
-
-BATCH_NORM_BATCHES = 25
-CALIBRATION_BATCHES = 8
 
 
 def reestimate(model: keras.Model, task: Task) -> None:
@@ -52,7 +49,7 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     if not norms or task.splits["train"].comes_alone:
         return
     momenta = [norm.momentum for norm in norms]
-    batches = islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES)
+    batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
     seen = 0
     with calls_replaced(norms, _in_training_mode):
         for inputs in merged(batch.inputs for batch in batches):

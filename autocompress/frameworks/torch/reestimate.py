@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.frameworks.calibrating import calibrating
+from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, calibrating, for_batch_norms
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import call, device_of, tensors
 from autocompress.frameworks.torch.simulate import forget_ranges, has_coarse_inputs, has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
-
-BATCH_NORM_BATCHES = 25
-CALIBRATION_BATCHES = 8
 
 
 def reestimate(model: nn.Module, task: Task) -> None:
@@ -57,7 +54,7 @@ def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
         norm.train()
     arithmetic = exact_arithmetic(task)
     with torch.no_grad(), arithmetic.arranged(model):
-        for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCH_NORM_BATCHES):
+        for batch in for_batch_norms(training_batches(task, model, np.random.default_rng(0))):
             call(model, arithmetic.ordered(batch.inputs))
     for norm, momentum, state in zip(norms, momenta, before, strict=True):
         norm.momentum = momentum
