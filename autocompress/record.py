@@ -157,6 +157,11 @@ class TrialRecord(BaseModel):
         return self.plan.epochs is not None
 
     @property
+    def fidelity(self) -> int:
+        """How far the model was trained: 0 not by itself, 1 as candidates are, 2 as the front is in the end."""
+        return 2 if self.is_final else int(Stage.FINE_TUNE in self.done)
+
+    @property
     def latency(self) -> Latency | None:
         """The most trustworthy latency so far: final, else trained, else untrained."""
         return self.latency_final or self.latency_trained or self.latency_untrained

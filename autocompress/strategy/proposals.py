@@ -23,6 +23,7 @@ from autocompress.policy import Policy
 from autocompress.record import State, TrialRecord
 from autocompress.space import SearchSpace
 from autocompress.strategy.mutation import silence_optuna
+from autocompress.strategy.observed import FIDELITY
 from autocompress.strategy.sampler import SurrogateSampler
 
 STUDY_NAME = "search"
@@ -114,7 +115,8 @@ class Proposals:
             return
         for name, value in self._constraints(record).items():
             trial.set_constraint(name, value)
-        trial.set_user_attr("record", record.number)
+        for name, value in _attributes(record).items():
+            trial.set_user_attr(name, value)
         state, values = self._outcome(record)
         self._study.tell(trial, values, state=state)
 
@@ -140,7 +142,7 @@ class Proposals:
                 values=values,
                 params=point,
                 distributions=dict(self._distributions),
-                user_attrs={"record": record.number},
+                user_attrs=_attributes(record),
                 constraints=self._constraints(record),
             )
         )
@@ -157,3 +159,7 @@ class Proposals:
         if self._budget_ms is None or record.latency is None:
             return {}
         return {CONSTRAINT: record.latency.ms / self._budget_ms - 1}
+
+
+def _attributes(record: TrialRecord) -> dict[str, int]:
+    return {"record": record.number, FIDELITY: record.fidelity}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autocompress.strategy.acquisition import expected_improvement
 from autocompress.strategy.knapsack import Cost
 from autocompress.strategy.observed import Observed, Point, Points
-from autocompress.strategy.surrogate import Features, Scale, Surrogate, best_belief
+from autocompress.strategy.surrogate import Features, Sample, Scale, Surrogate, best_belief
 
 Array = NDArray[np.float64]
 
@@ -68,18 +68,20 @@ class Prospect:
         self._objectives = seen.costs.shape[1]
         self._costs, self._limits = costs, (limits.latency, limits.size)[: len(costs)]
         self._corrections = [self._correction(seen, axis) for axis in range(len(costs))]
-        self._surrogate, pending = _surrogate(seen, scale, alternatives, repeat_noise)
-        gains = np.exp(-self._surrogate.mean_at(seen.points, scale.z(seen.gains), seen.counts))
-        points = np.concatenate([seen.points, np.array(seen.pending, dtype=np.int64).reshape(-1, seen.points.shape[1])])
+        sample = Sample(seen.points, scale.z(seen.gains), np.minimum(scale.fraction(seen.gains), 1.0), seen.lower)
+        self._surrogate, pending = _surrogate(seen, sample, scale, alternatives, repeat_noise)
+        gains = np.exp(-self._surrogate.mean_at(sample, seen.counts))[seen.is_last]
+        tried = seen.points[seen.is_last]
+        points = np.concatenate([tried, np.array(seen.pending, dtype=np.int64).reshape(-1, tried.shape[1])])
         gains = np.concatenate([gains, np.exp(-pending)])
-        charges = np.concatenate([seen.costs, self._estimated(points[len(seen.points) :])[:, : self._objectives]])
+        charges = np.concatenate([seen.costs[seen.is_last], self._estimated(points[len(tried) :])[:, : self._objectives]])
         useful = self._keeps_size(points)
         points, gains, charges = points[useful], gains[useful], charges[useful]
         best = _non_dominated(gains, charges)
         self.front, self._gains, self._charges = points[best], gains[best], charges[best]
         self._reference = self._referred(seen.points.shape[1])
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
-        self._ruined = seen.points[scale.fraction(seen.gains) < 1 - max(2 * drop, LEAST_RUIN)]
+        self._ruined = seen.points[np.exp(-self._surrogate.as_highest(sample)) < 1 - max(2 * drop, LEAST_RUIN)]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))
         self._floor = min(1 - drop, BELOW_THE_BEST * float(within.max(initial=0.0)))
@@ -131,22 +133,25 @@ class Prospect:
 
 
 def _surrogate(
-    seen: Observed, scale: Scale, alternatives: Sequence[Features], repeat_noise: float | None
+    seen: Observed, sample: Sample, scale: Scale, alternatives: Sequence[Features], repeat_noise: float | None
 ) -> tuple[Surrogate, Array]:
     """The regression, and what pending trials are expected to end with, of which it is as sure as of those that ended."""
-    z, kept = scale.z(seen.gains), np.minimum(scale.fraction(seen.gains), 1.0)
-    belief = best_belief(alternatives, seen.points, z, kept)
+    belief = best_belief(alternatives, sample)
     if repeat_noise is None and seen.repeat_variance is not None:
         repeat_noise = float(np.sqrt(seen.repeat_variance))
     noise = None if repeat_noise is None else repeat_noise / (scale.original - scale.floor)
-    found = Surrogate(belief, seen.points, z, kept, noise)
+    found = Surrogate(belief, sample, noise)
     if not seen.pending:
         return found, np.empty(0)
     pending = np.array(seen.pending, dtype=np.int64)
     expected, _ = found.predict(pending)
-    points, values = np.concatenate([seen.points, pending]), np.concatenate([z, expected])
-    fractions = np.concatenate([kept, np.clip(np.exp(-expected), 0.0, 1.0)])
-    return Surrogate(belief, points, values, fractions, noise), expected
+    believed = Sample(
+        np.concatenate([sample.points, pending]),
+        np.concatenate([sample.z, expected]),
+        np.concatenate([sample.fraction, np.clip(np.exp(-expected), 0.0, 1.0)]),
+        np.concatenate([sample.lower, np.zeros((len(pending), sample.lower.shape[1]))]),
+    )
+    return Surrogate(belief, believed, noise), expected
 
 
 def _non_dominated(gains: Array, costs: Array) -> NDArray[np.int64]:

@@ -38,7 +38,9 @@ class SurrogateSampler(BaseSampler):
     """Proposes points for a study over (accuracy, latency) or (accuracy, latency, size).
 
     The parameters are `trial.suggest_int(decision.name, 0, len(decision.choices) - 1)`. What it proposes depends on the seed and
-    on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected.
+    on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected. Models that
+    were trained less than others are told by the user attribute `fidelity` of their trials, more being further: what they lack
+    is learned, and accuracy is predicted as at the highest. A trial without it has fidelity 1.
 
     Args:
         decisions: of the space, in the order of the model.

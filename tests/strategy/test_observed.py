@@ -5,15 +5,17 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from autocompress.strategy.observed import observed
+from autocompress.strategy.observed import FIDELITY, observed
 
 
-def study_of(*trials: tuple[int, float | None], direction: str = "maximize") -> optuna.Study:
+def study_of(*trials: tuple[int, float | None], direction: str = "maximize", fidelities: list[int] | None = None) -> optuna.Study:
     """Trials (x, first objective); without one, given up."""
     study = optuna.create_study(directions=[direction, "minimize"])
-    for x, value in trials:
+    for i, (x, value) in enumerate(trials):
         values, state = ([value, float(x)], TrialState.COMPLETE) if value is not None else (None, TrialState.PRUNED)
-        study.add_trial(create_trial(params={"x": x}, distributions={"x": IntDistribution(0, 9)}, values=values, state=state))
+        space = {"x": IntDistribution(0, 9)}
+        attributes = {} if fidelities is None else {FIDELITY: fidelities[i]}
+        study.add_trial(create_trial(params={"x": x}, distributions=space, values=values, state=state, user_attrs=attributes))
     return study
 
 
@@ -23,6 +25,22 @@ def test_repeats_are_averaged_and_tell_the_noise() -> None:
     assert seen.gains == pytest.approx([0.6, 0.6, 0.85])
     assert seen.counts.tolist() == [2, 1, 2]
     assert seen.repeat_variance == pytest.approx((0.02 + 0.005) / 2)
+
+
+def test_a_policy_that_was_trained_further_is_no_repeat() -> None:
+    seen = observed(study_of((3, 0.8), (1, 0.5), (3, 0.9), (3, 0.7), fidelities=[0, 1, 2, 0]), ["x"])
+    assert seen.points.tolist() == [[1], [3], [3]]
+    assert seen.gains == pytest.approx([0.5, 0.75, 0.9])
+    assert seen.lower.tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert seen.is_last.tolist() == [True, False, True]
+    assert seen.repeat_variance == pytest.approx(0.005)
+
+
+def test_trials_that_say_nothing_are_of_one_fidelity() -> None:
+    seen = observed(study_of((3, 0.8), (1, 0.5)), ["x"])
+    assert seen.lower.shape == (2, 0)
+    assert seen.is_last.all()
+    assert observed(study_of(), ["x"]).is_last.shape == (0,)
 
 
 def test_without_repeats_the_noise_is_unknown() -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from autocompress.decision import Decision
 from autocompress.strategy.damages import blended, generic_damages, probed_damages
-from autocompress.strategy.surrogate import Features, Scale, Surrogate, best_belief
+from autocompress.strategy.surrogate import Features, Sample, Scale, Surrogate, best_belief
 
 DECISIONS = [Decision("prune", f"l{i}", (0.0, 0.25, 0.5, 0.75)) for i in range(6)]
 DECISIONS += [Decision("bits", f"l{i}", (("float", "float"), (8, 8), (4, 8))) for i in range(6)]
@@ -27,8 +27,14 @@ def truth(points: Points, strengths: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def fitted(points: Points, z: NDArray[np.float64], alternatives: list[Features], noise: float | None = None) -> Surrogate:
-    fraction = np.exp(-z)
-    return Surrogate(best_belief(alternatives, points, z, fraction), points, z, fraction, noise)
+    seen = sample(points, z)
+    return Surrogate(best_belief(alternatives, seen), seen, noise)
+
+
+def sample(points: Points, z: NDArray[np.float64], is_lower: NDArray[np.bool_] | None = None) -> Sample:
+    """Observations of one fidelity, or of two."""
+    lower = np.empty((len(points), 0)) if is_lower is None else is_lower[:, None].astype(float)
+    return Sample(points, z, np.exp(-z), lower)
 
 
 def test_a_gain_and_its_z_are_the_same_thing() -> None:
@@ -58,7 +64,7 @@ def test_right_sensitivities_are_trusted_and_wrong_ones_are_not() -> None:
     for probes, trusted in ((right, 1.0), (wrong, 0.0)):
         trusts = (0.0, 1.0)
         alternatives = [Features(DECISIONS, blended(GENERIC, probed_damages(DECISIONS, probes), trust)) for trust in trusts]
-        belief = best_belief(alternatives, seen, z, np.exp(-z))
+        belief = best_belief(alternatives, sample(seen, z))
         assert trusts[alternatives.index(belief.features)] == trusted
 
 
@@ -74,7 +80,7 @@ def test_a_repeated_policy_is_between_its_average_and_the_regression() -> None:
     z = truth(seen, np.ones(len(DECISIONS))) + draw.normal(0, 0.02, 40)
     z[0] += 0.2  # an outlier
     surrogate = fitted(seen, z, [Features(DECISIONS, GENERIC)])
-    once, often = (surrogate.mean_at(seen[:1], z[:1], np.array([float(count)]))[0] for count in (1, 50))
+    once, often = (surrogate.mean_at(sample(seen[:1], z[:1]), np.array([float(count)]))[0] for count in (1, 50))
     assert surrogate.predict(seen[:1])[0][0] < once < often < z[0]
 
 
@@ -82,7 +88,42 @@ def test_noise_that_is_known_to_be_all_leaves_nothing_to_the_policy_itself() -> 
     seen = points_of(40)
     z = truth(seen, np.ones(len(DECISIONS))) + np.random.default_rng(0).normal(0, 0.02, 40)
     surrogate = fitted(seen, z, [Features(DECISIONS, GENERIC)], noise=1.0)
-    assert surrogate.mean_at(seen, z, np.ones(40)) == pytest.approx(surrogate.predict(seen)[0])
+    assert surrogate.mean_at(sample(seen, z), np.ones(40)) == pytest.approx(surrogate.predict(seen)[0])
+
+
+LACKS = 0.04
+"""z that a model of the lower fidelity has for want of training."""
+
+
+def two_fidelities(noise: float, lower_noise: float) -> tuple[Sample, NDArray[np.float64]]:
+    """Policies that take the last decision are of the higher fidelity, as few others are; and what all of them have at that."""
+    draw = np.random.default_rng(4)
+    points = points_of(80)
+    wanted = truth(points, draw.lognormal(0, 0.7, len(DECISIONS)))
+    is_lower = (points[:, -1] == 0) & (draw.random(80) < 0.8)
+    z = wanted + np.where(is_lower, LACKS + draw.normal(0, lower_noise, 80), draw.normal(0, noise, 80))
+    return sample(points, z, is_lower), wanted
+
+
+@pytest.mark.parametrize("lower_noise", [0.003, 0.02])
+def test_what_less_training_costs_is_learned_and_not_taken_for_damage(lower_noise: float) -> None:
+    seen, wanted = two_fidelities(0.003, lower_noise)
+    features = [Features(DECISIONS, GENERIC)]
+    belief = best_belief(features, seen)
+    assert (belief.noise_ratio > 1) == (lower_noise > 0.003)
+    as_one = sample(seen.points, seen.z)
+    mixed = Surrogate(best_belief(features, as_one), as_one, None).mean_at(as_one, np.ones(80)) - wanted
+    error = Surrogate(belief, seen, None).mean_at(seen, np.ones(80)) - wanted
+    assert np.abs(error[seen.is_lower]).mean() < 0.4 * np.abs(mixed[seen.is_lower]).mean()
+
+
+def test_one_fidelity_alone_is_as_if_there_were_no_other() -> None:
+    seen, _ = two_fidelities(0.003, 0.003)
+    one = seen.part(np.flatnonzero(~seen.is_lower))
+    features = [Features(DECISIONS, GENERIC)]
+    alone = sample(one.points, one.z)
+    found = [Surrogate(best_belief(features, part), part, None).predict(seen.points) for part in (one, alone)]
+    assert np.stack(found[0]) == pytest.approx(np.stack(found[1]))
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.5, 1.0]))
