@@ -110,7 +110,7 @@ class TrialRecord(BaseModel):
     """All that is known of one trial. Accuracies hold the task's metric, whatever it is.
 
     `accuracy_simulated` is that of a candidate which has inherited, before any training of its own, on a part of the validation
-    data.
+    data. `epochs` are those of its own training; None where none was asked for.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -123,6 +123,7 @@ class TrialRecord(BaseModel):
     error: str | None = None
     done: list[Stage] = []
     seconds: dict[Stage, float] = {}
+    epochs: int | None = None
     latency_untrained: Latency | None = None
     latency_trained: Latency | None = None
     latency_final: Latency | None = None
@@ -155,11 +156,6 @@ class TrialRecord(BaseModel):
     def is_final(self) -> bool:
         """True for a model of the front that was trained once more, after the search."""
         return self.plan.epochs is not None
-
-    @property
-    def fidelity(self) -> int:
-        """How far the model was trained: 0 not by itself, 1 as candidates are, 2 as the front is in the end."""
-        return 2 if self.is_final else int(Stage.FINE_TUNE in self.done)
 
     @property
     def latency(self) -> Latency | None:

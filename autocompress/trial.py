@@ -253,6 +253,7 @@ class TrialRunner:
 
     def _fine_tune(self, record: TrialRecord, candidate: Candidate | None) -> None:
         settings = self._settings(record)
+        record.epochs = settings.epochs
         if candidate is None or not settings.epochs:
             return
         weights = self._weights_path(record)

@@ -9,7 +9,7 @@ from typing import Any
 from autocompress.data import Batch
 
 BATCH_NORM_SAMPLES, BATCH_NORM_BATCHES = 1024, 25
-"""Samples from which batch norms take their statistics, in no more than so many batches: more did not raise the accuracy."""
+"""Samples from which batch norms take their statistics, in no more than so many batches."""
 CALIBRATION_BATCHES = 8
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,12 +14,14 @@ from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autocompress.errors import ConfigError
+
 Array = NDArray[np.float64]
 Points = NDArray[np.int64]
 Point = tuple[int, ...]
 
-FIDELITY, TUNED = "fidelity", 1
-"""Attribute of a trial: how far its model was trained, more being further. A trial without it counts as tuned."""
+FIDELITY = "fidelity"
+"""Attribute of a trial: a number for how far its model was trained, more being further."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Observed:
         gains: average value of the first objective, its sign turned so that more is better, (n,).
         costs: average values of the other objectives, (n, k).
         counts: how often each was completed, (n,).
-        fidelities: how far each was trained, (n,).
+        fidelities: how far each was trained, (n,). A trial that does not say so counts as trained like most.
         repeat_variance: of a gain when a policy is repeated at one fidelity; None without repeats.
         pending: points that are being tried.
         others: points that were given up: over the budget, or failed.
@@ -39,20 +43,20 @@ class Observed:
     gains: Array
     costs: Array
     counts: Array
-    fidelities: NDArray[np.int64]
+    fidelities: Array
     repeat_variance: float | None
     pending: tuple[Point, ...]
     others: tuple[Point, ...]
 
     @cached_property
-    def lower(self) -> Array:
-        """A column for each fidelity below the highest, 1 where a policy was trained so far, (n, fidelities - 1)."""
-        levels = np.unique(self.fidelities)[:-1]
-        return np.asarray(self.fidelities[:, None] == levels, dtype=float)
+    def apart(self) -> Array:
+        """A column for each fidelity but the commonest, 1 where a policy was trained so far, (n, fidelities - 1)."""
+        levels = np.unique(self.fidelities)
+        return np.asarray(self.fidelities[:, None] == levels[levels != _commonest(self.fidelities.tolist())], dtype=float)
 
     @cached_property
     def is_last(self) -> NDArray[np.bool_]:
-        """True where a policy was not trained further as well; its fidelities stand next to each other, (n,)."""
+        """True where a policy was not trained further as well, (n,). Its fidelities stand next to each other."""
         last = np.ones(len(self.points), dtype=bool)
         last[:-1] = (self.points[1:] != self.points[:-1]).any(1)
         return last
@@ -65,7 +69,7 @@ class Observed:
     def seed(self, seed: int) -> list[int]:
         """Entropy for a generator: the same for the same history."""
         text = hashlib.sha256(repr((self.pending, self.others)).encode())
-        for part in (self.points, self.gains, self.costs, self.lower):
+        for part in (self.points, self.gains, self.costs, self.apart):
             text.update(np.ascontiguousarray(part).tobytes())
         return [seed, int.from_bytes(text.digest()[:8], "little")]
 
@@ -79,7 +83,7 @@ def observed(study: Study, names: Sequence[str], besides: int | None = None) -> 
         besides: the number of a trial that is left out.
     """
     wanted = set(names)
-    complete: dict[tuple[Point, int], list[FrozenTrial]] = {}
+    complete: list[tuple[Point, FrozenTrial]] = []
     pending: list[Point] = []
     others: list[Point] = []
     for trial in study.get_trials(deepcopy=False):
@@ -87,32 +91,56 @@ def observed(study: Study, names: Sequence[str], besides: int | None = None) -> 
             continue
         point = tuple(trial.params[name] for name in names)
         if trial.state == TrialState.COMPLETE:
-            complete.setdefault((point, int(trial.user_attrs.get(FIDELITY, TUNED))), []).append(trial)
+            complete.append((point, trial))
         else:
             (others if trial.state.is_finished() else pending).append(point)
-    return _united(study, complete, sorted(pending), sorted(others), len(names))
+    return _united(study, _by_kind(complete), sorted(pending), sorted(others), len(names))
+
+
+def _by_kind(complete: Sequence[tuple[Point, FrozenTrial]]) -> dict[tuple[Point, float], list[FrozenTrial]]:
+    """Policy and fidelity → trials, in order."""
+    told = [_fidelity(trial) for _, trial in complete]
+    commonest = _commonest([level for level in told if level is not None])
+    found: dict[tuple[Point, float], list[FrozenTrial]] = {}
+    for (point, trial), level in zip(complete, told, strict=True):
+        found.setdefault((point, commonest if level is None else level), []).append(trial)
+    return dict(sorted(found.items(), key=lambda item: item[0]))
+
+
+def _fidelity(trial: FrozenTrial) -> float | None:
+    """What a trial tells.
+
+    Raises:
+        ConfigError: it is not a number.
+    """
+    told = trial.user_attrs.get(FIDELITY)
+    if told is None:
+        return None
+    if not isinstance(told, int | float) or not math.isfinite(told):
+        raise ConfigError(f"The attribute {FIDELITY!r} of a trial is a finite number", repr(told), "Set another, or none.")
+    return float(told)
+
+
+def _commonest(levels: Sequence[float]) -> float:
+    """The highest of the most frequent ones."""
+    return max(Counter(levels).items(), key=lambda found: (found[1], found[0]), default=(0.0, 0))[0]
 
 
 def _united(
-    study: Study,
-    complete: dict[tuple[Point, int], list[FrozenTrial]],
-    pending: list[Point],
-    others: list[Point],
-    width: int,
+    study: Study, complete: Mapping[tuple[Point, float], list[FrozenTrial]], pending: list[Point], others: list[Point], width: int
 ) -> Observed:
     sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
-    kinds = sorted(complete)
-    values = [np.array([trial.values for trial in complete[kind]], dtype=float) for kind in kinds]
+    values = [np.array([trial.values for trial in trials], dtype=float) for trials in complete.values()]
     counts = np.array([len(one) for one in values], dtype=float)
-    means = np.array([one.mean(0) for one in values]).reshape(len(kinds), len(study.directions))
+    means = np.array([one.mean(0) for one in values]).reshape(len(complete), len(study.directions))
     degrees = counts.sum() - len(counts)
     squares = sum(float(((one[:, 0] - one[:, 0].mean()) ** 2).sum()) for one in values)
     return Observed(
-        np.array([point for point, _ in kinds], dtype=np.int64).reshape(-1, width),
+        np.array([point for point, _ in complete], dtype=np.int64).reshape(-1, width),
         sign * means[:, 0],
         means[:, 1:],
         counts,
-        np.array([fidelity for _, fidelity in kinds], dtype=np.int64),
+        np.array([level for _, level in complete], dtype=float),
         squares / degrees if degrees > 0 else None,
         tuple(dict.fromkeys(pending)),
         tuple(dict.fromkeys(others)),

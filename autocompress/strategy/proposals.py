@@ -162,4 +162,4 @@ class Proposals:
 
 
 def _attributes(record: TrialRecord) -> dict[str, int]:
-    return {"record": record.number, FIDELITY: record.fidelity}
+    return {"record": record.number} | ({} if record.epochs is None else {FIDELITY: record.epochs})

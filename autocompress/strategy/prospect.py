@@ -68,7 +68,7 @@ class Prospect:
         self._objectives = seen.costs.shape[1]
         self._costs, self._limits = costs, (limits.latency, limits.size)[: len(costs)]
         self._corrections = [self._correction(seen, axis) for axis in range(len(costs))]
-        sample = Sample(seen.points, scale.z(seen.gains), np.minimum(scale.fraction(seen.gains), 1.0), seen.lower)
+        sample = Sample(seen.points, scale.z(seen.gains), np.minimum(scale.fraction(seen.gains), 1.0), seen.apart)
         self._surrogate, pending = _surrogate(seen, sample, scale, alternatives, repeat_noise)
         gains = np.exp(-self._surrogate.mean_at(sample, seen.counts))[seen.is_last]
         tried = seen.points[seen.is_last]
@@ -81,7 +81,8 @@ class Prospect:
         self.front, self._gains, self._charges = points[best], gains[best], charges[best]
         self._reference = self._referred(seen.points.shape[1])
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
-        self._ruined = seen.points[np.exp(-self._surrogate.as_highest(sample)) < 1 - max(2 * drop, LEAST_RUIN)]
+        kept = np.exp(-self._surrogate.as_commonest(sample))[seen.is_last]
+        self._ruined = tried[kept < 1 - max(2 * drop, LEAST_RUIN)]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))
         self._floor = min(1 - drop, BELOW_THE_BEST * float(within.max(initial=0.0)))
@@ -149,7 +150,7 @@ def _surrogate(
         np.concatenate([sample.points, pending]),
         np.concatenate([sample.z, expected]),
         np.concatenate([sample.fraction, np.clip(np.exp(-expected), 0.0, 1.0)]),
-        np.concatenate([sample.lower, np.zeros((len(pending), sample.lower.shape[1]))]),
+        np.concatenate([sample.apart, np.zeros((len(pending), sample.apart.shape[1]))]),
     )
     return Surrogate(belief, believed, noise), expected
 

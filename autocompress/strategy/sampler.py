@@ -38,9 +38,9 @@ class SurrogateSampler(BaseSampler):
     """Proposes points for a study over (accuracy, latency) or (accuracy, latency, size).
 
     The parameters are `trial.suggest_int(decision.name, 0, len(decision.choices) - 1)`. What it proposes depends on the seed and
-    on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected. Models that
-    were trained less than others are told by the user attribute `fidelity` of their trials, more being further: what they lack
-    is learned, and accuracy is predicted as at the highest. A trial without it has fidelity 1.
+    on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected. Where some
+    models are trained for longer than others, the user attribute `fidelity` of their trials, a number, tells so: what less
+    training costs is learned, and accuracy is predicted as at the commonest of them.
 
     Args:
         decisions: of the space, in the order of the model.
@@ -104,7 +104,7 @@ class SurrogateSampler(BaseSampler):
         seen = self._read(study, besides)
         prospect = self._prospect(study, seen)
         waiting = [point for point in self.seeds() if point not in seen.tried and not prospect.is_hopeless(point)]
-        if waiting and len(seen.points) < SEEDS:
+        if waiting and seen.is_last.sum() < SEEDS:
             return waiting[:1]
         generator = np.random.default_rng(seen.seed(self._seed))
         start = [*self.seeds(), *map(tuple, prospect.front.tolist())]

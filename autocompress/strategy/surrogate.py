@@ -6,8 +6,8 @@ and products of damages that meet: of neighbouring decisions, and of pruning and
 first, the noise, and how far probed sensitivities are to be trusted are what makes the observations most likely (evidence, Bishop
 2006, section 3.5).
 
-Models that were trained less count too: what each lower fidelity costs is one more column, and how much less it tells a ratio of
-noises, both learned with the rest. What is predicted is the accuracy at the highest fidelity.
+Models that were trained for longer or shorter than most count too: what each other fidelity costs is one more column, and how
+much less it tells a ratio of noises, both learned with the rest. What is predicted is the accuracy at the commonest fidelity.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ CURVATURE = 0.3
 """Spread of the squared sum's weight, relative to that of the others: it must not make a ruined model look whole."""
 OWN_SPREADS = (0.4, 1.2)
 """Candidates for how far single decisions and choices lie from their damages, relative to what damages cost."""
-LOWER_SPREAD = 0.5
-"""Spread of what a lower fidelity costs, relative to what damages cost."""
-NOISE_RATIOS = (1.0, 2.0, 4.0)
-"""Candidates for the noise of a lower fidelity relative to that of the highest; of equals the first wins."""
+FIDELITY_SPREAD = 0.5
+"""Spread of what another fidelity costs, relative to what damages cost."""
+NOISE_RATIOS, FEW = (1.0, 2.0, 4.0), 5
+"""Candidates for the noise of other fidelities relative to that of the commonest, of equals the first wins; so many observations
+are too few to tell."""
 MOST_COMPARED = 200
 """Observations on which beliefs are compared: the most accurate ones, for the front is what counts."""
 
@@ -74,26 +75,26 @@ class Sample:
         points: the policies, (n, decisions).
         z: of their gains, (n,).
         fraction: of the original's gain that they kept, (n,); noise of z grows as it falls.
-        lower: a column for each fidelity below the highest, 1 where an observation is of that one, (n, fidelities - 1).
+        apart: a column for each fidelity but the commonest, 1 where an observation is of that one, (n, fidelities - 1).
     """
 
     points: Points
     z: Array
     fraction: Array
-    lower: Array
+    apart: Array
 
     @property
-    def is_lower(self) -> NDArray[np.bool_]:
-        """Which observations are not of the highest fidelity."""
-        return np.asarray(self.lower.any(1))
+    def is_apart(self) -> NDArray[np.bool_]:
+        """Which observations are not of the commonest fidelity."""
+        return np.asarray(self.apart.any(1))
 
     def certainty(self, noise_ratio: float) -> Array:
-        """What each observation counts, where the noise of a lower fidelity is so many times that of the highest."""
-        return self.fraction / np.where(self.is_lower, noise_ratio, 1.0)
+        """What each observation counts, where the noise of other fidelities is so many times that of the commonest."""
+        return self.fraction / np.where(self.is_apart, noise_ratio, 1.0)
 
     def part(self, rows: NDArray[np.int64]) -> Sample:
         """Some of the observations."""
-        return Sample(self.points[rows], self.z[rows], self.fraction[rows], self.lower[rows])
+        return Sample(self.points[rows], self.z[rows], self.fraction[rows], self.apart[rows])
 
 
 class Features:
@@ -139,8 +140,8 @@ class Belief:
         features: with the damages that explain them best.
         scale: how much z damages of 1 cost.
         own: how far single choices lie from their damages.
-        noise: standard deviation of z around the regression, where the gain is the original's and the fidelity the highest.
-        noise_ratio: that of a lower fidelity, relative to it.
+        noise: standard deviation of z around the regression, where the gain is the original's and the fidelity the commonest.
+        noise_ratio: that of other fidelities, relative to it.
         evidence: logarithm of their likelihood, up to a constant.
     """
 
@@ -165,7 +166,7 @@ def best_belief(alternatives: Sequence[Features], seen: Sample) -> Belief:
         seen: what was observed.
     """
     compared = seen.part(np.argsort(seen.z, kind="stable")[:MOST_COMPARED])
-    ratios = NOISE_RATIOS if compared.is_lower.any() and not compared.is_lower.all() else NOISE_RATIOS[:1]
+    ratios = NOISE_RATIOS if compared.is_apart.sum() > FEW else NOISE_RATIOS[:1]
     beliefs = [
         _most_likely(features, own, ratio, compared) for features in alternatives for own in OWN_SPREADS for ratio in ratios
     ]
@@ -175,11 +176,11 @@ def best_belief(alternatives: Sequence[Features], seen: Sample) -> Belief:
 def _most_likely(features: Features, own: float, noise_ratio: float, seen: Sample) -> Belief:
     """Scale and noise for one choice of the others: one decomposition serves all of them."""
     certainty = seen.certainty(noise_ratio)
-    rows = np.hstack([features(seen.points) * _spreads(features, own), LOWER_SPREAD * seen.lower]) * certainty[:, None]
+    rows = np.hstack([features(seen.points) * _spreads(features, own), FIDELITY_SPREAD * seen.apart]) * certainty[:, None]
     values, vectors = np.linalg.eigh(rows @ rows.T)
     found = (vectors.T @ (seen.z * certainty)) ** 2
     variances = np.maximum(values, 0) * SCALES[:, None, None] ** 2 + NOISES[None, :, None] ** 2
-    evidence = -0.5 * (found / variances + np.log(variances)).sum(2) - seen.is_lower.sum() * np.log(noise_ratio)
+    evidence = -0.5 * (found / variances + np.log(variances)).sum(2) - seen.is_apart.sum() * np.log(noise_ratio)
     evidence -= 0.5 * (np.log(SCALES / LIKELY_SCALE)[:, None] / DECADES) ** 2
     evidence -= 0.5 * (np.log(NOISES / LIKELY_NOISE)[None, :] / DECADES) ** 2
     scale, noise = np.unravel_index(int(evidence.argmax()), evidence.shape)
@@ -191,7 +192,7 @@ def _spreads(features: Features, own: float) -> Array:
 
 
 class Surrogate:
-    """The regression's posterior, of z at the highest fidelity.
+    """The regression's posterior, of z at the commonest fidelity.
 
     Args:
         belief: what it starts from.
@@ -201,19 +202,19 @@ class Surrogate:
     """
 
     def __init__(self, belief: Belief, seen: Sample, repeat_noise: float | None) -> None:
-        self._features, self._lower = belief.features, seen.lower.shape[1]
+        self._features, self._apart = belief.features, seen.apart.shape[1]
         repeats = belief.noise**2 / 2 if repeat_noise is None else min(repeat_noise, belief.noise) ** 2
         self._misfit = belief.noise**2 - repeats  # what is a policy's own stays so when it is tuned again, or further
-        self._repeats, self._lower_repeats = repeats, (belief.noise * belief.noise_ratio) ** 2 - self._misfit
-        spreads = np.append(belief.spreads, [LOWER_SPREAD * belief.scale] * self._lower)
+        self._repeats, self._repeats_apart = repeats, (belief.noise * belief.noise_ratio) ** 2 - self._misfit
+        spreads = np.append(belief.spreads, [FIDELITY_SPREAD * belief.scale] * self._apart)
         certainty = seen.certainty(belief.noise_ratio) / belief.noise
-        rows = np.hstack([self._features(seen.points), seen.lower]) * certainty[:, None]
+        rows = np.hstack([self._features(seen.points), seen.apart]) * certainty[:, None]
         self._factor = cho_factor(rows.T @ rows + np.diag(spreads**-2.0), lower=True)
         self._weights: Array = cho_solve(self._factor, rows.T @ (seen.z * certainty))
 
     def predict(self, points: Points) -> tuple[Array, Array]:
         """Mean and standard deviation of z of policies that were not observed."""
-        columns = np.hstack([self._features(points), np.zeros((len(points), self._lower))])
+        columns = np.hstack([self._features(points), np.zeros((len(points), self._apart))])
         half = solve_triangular(self._factor[0], columns.T, lower=True)
         mean = columns @ self._weights
         return mean, np.sqrt((half**2).sum(0) + self._misfit * np.exp(2 * np.clip(mean, -1, 4)))
@@ -222,12 +223,12 @@ class Surrogate:
         """Mean of z of policies that were observed, `counts` times each with the average z: between it and the regression."""
         columns = self._features(seen.points)
         mean = columns @ self._weights[: columns.shape[1]]
-        total = self._misfit + np.where(seen.is_lower, self._lower_repeats, self._repeats) / counts
-        return mean + (self.as_highest(seen) - mean) * (self._misfit / total if self._misfit > 0 else 0.0)
+        total = self._misfit + np.where(seen.is_apart, self._repeats_apart, self._repeats) / counts
+        return mean + (self.as_commonest(seen) - mean) * (self._misfit / total if self._misfit > 0 else 0.0)
 
-    def as_highest(self, seen: Sample) -> Array:
+    def as_commonest(self, seen: Sample) -> Array:
         """Z of what was observed, less what its fidelity costs."""
-        return seen.z - seen.lower @ self._weights[len(self._weights) - self._lower :]
+        return seen.z - seen.apart @ self._weights[len(self._weights) - self._apart :]
 
 
 def _meeting(decisions: Sequence[Decision]) -> list[tuple[int, int]]:

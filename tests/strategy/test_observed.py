@@ -5,6 +5,7 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from autocompress.errors import ConfigError
 from autocompress.strategy.observed import FIDELITY, observed
 
 
@@ -14,7 +15,7 @@ def study_of(*trials: tuple[int, float | None], direction: str = "maximize", fid
     for i, (x, value) in enumerate(trials):
         values, state = ([value, float(x)], TrialState.COMPLETE) if value is not None else (None, TrialState.PRUNED)
         space = {"x": IntDistribution(0, 9)}
-        attributes = {} if fidelities is None else {FIDELITY: fidelities[i]}
+        attributes = {} if fidelities is None or fidelities[i] is None else {FIDELITY: fidelities[i]}
         study.add_trial(create_trial(params={"x": x}, distributions=space, values=values, state=state, user_attrs=attributes))
     return study
 
@@ -28,19 +29,27 @@ def test_repeats_are_averaged_and_tell_the_noise() -> None:
 
 
 def test_a_policy_that_was_trained_further_is_no_repeat() -> None:
-    seen = observed(study_of((3, 0.8), (1, 0.5), (3, 0.9), (3, 0.7), fidelities=[0, 1, 2, 0]), ["x"])
-    assert seen.points.tolist() == [[1], [3], [3]]
-    assert seen.gains == pytest.approx([0.5, 0.75, 0.9])
-    assert seen.lower.tolist() == [[0, 1], [1, 0], [0, 0]]
-    assert seen.is_last.tolist() == [True, False, True]
+    seen = observed(study_of((3, 0.8), (1, 0.5), (3, 0.9), (3, 0.7), (4, 0.3), fidelities=[0, 1, 2, 0, 0]), ["x"])
+    assert seen.points.tolist() == [[1], [3], [3], [4]]
+    assert seen.gains == pytest.approx([0.5, 0.75, 0.9, 0.3])
+    assert seen.fidelities.tolist() == [1, 0, 2, 0]
+    assert seen.apart.tolist() == [[1, 0], [0, 0], [0, 1], [0, 0]]
+    assert seen.is_last.tolist() == [True, False, True, True]
     assert seen.repeat_variance == pytest.approx(0.005)
 
 
-def test_trials_that_say_nothing_are_of_one_fidelity() -> None:
+def test_trials_that_say_nothing_are_trained_like_most() -> None:
+    seen = observed(study_of((3, 0.8), (1, 0.5), (2, 0.5), (4, 0.4), fidelities=[None, 0.5, 0.5, 3]), ["x"])
+    assert seen.fidelities.tolist() == [0.5, 0.5, 0.5, 3]
     seen = observed(study_of((3, 0.8), (1, 0.5)), ["x"])
-    assert seen.lower.shape == (2, 0)
-    assert seen.is_last.all()
+    assert seen.apart.shape == (2, 0)
     assert observed(study_of(), ["x"]).is_last.shape == (0,)
+
+
+@pytest.mark.parametrize("told", ["low", [1], float("nan")])
+def test_a_fidelity_that_is_no_number_is_refused(told: object) -> None:
+    with pytest.raises(ConfigError, match="finite number"):
+        observed(study_of((3, 0.8), fidelities=[told]), ["x"])
 
 
 def test_without_repeats_the_noise_is_unknown() -> None:

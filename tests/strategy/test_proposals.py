@@ -103,7 +103,7 @@ def test_every_ending_is_told_with_the_distance_from_the_budget(folder: Path) ->
         proposals.tell(make_record(number + 5, 0.9, ms, policy=SPACE.policy(points[-1]), state=state))
     complete, over, failed = told(folder)
     assert [trial.params for trial in (complete, over, failed)] == points
-    assert [trial.user_attrs for trial in (complete, over, failed)] == [{"record": n, "fidelity": 0} for n in (5, 6, 7)]
+    assert [trial.user_attrs for trial in (complete, over, failed)] == [{"record": n} for n in (5, 6, 7)]
     assert (complete.state, complete.values, complete.constraints) == (TrialState.COMPLETE, [0.9, 1.5], {CONSTRAINT: -0.25})
     assert (over.state, over.values, over.constraints) == (TrialState.PRUNED, None, {CONSTRAINT: 0.5})
     assert (failed.state, failed.values, failed.constraints) == (TrialState.FAIL, None, {})
