@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import openvino as ov
 import torch
@@ -11,6 +15,9 @@ from torch import nn
 from autocompress.device import Target
 from autocompress.target.meter import reference_latency_ms
 from autocompress.target.runtime import compile_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+from mobilenet import FULL, MobileNet
 
 F32 = Target(precision="f32")
 
@@ -71,49 +78,5 @@ class ResNet20(nn.Module):
         return self.fc(self.blocks(torch.relu(self.bn(self.stem(x)))).mean((2, 3)))
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias, and its batch norm."""
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
-
-
-class Inverted(nn.Module):
-    """Expand, filter each channel, project."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = inputs * expansion
-        layers = [*conv_norm(inputs, hidden, 1), nn.ReLU6()] if expansion > 1 else []
-        layers += [*conv_norm(hidden, hidden, 3, stride, hidden), nn.ReLU6(), *conv_norm(hidden, outputs, 1)]
-        self.conv = nn.Sequential(*layers)
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As in the paper."""
-        return x + self.conv(x) if self.adds else self.conv(x)
-
-
-class MobileNetV2(nn.Module):
-    """Sandler et al. (2018), table 2: layer for layer `torchvision.models.mobilenet_v2()`, which need not be installed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        blocks, inputs = [], 32
-        for expansion, outputs, count, stride in [
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
-            (6, 320, 1, 1),
-        ]:
-            for i in range(count):
-                blocks.append(Inverted(inputs, outputs, stride if i == 0 else 1, expansion))
-                inputs = outputs
-        first, last = conv_norm(3, 32, 3, 2), conv_norm(320, 1280, 1)
-        self.features = nn.Sequential(*first, nn.ReLU6(), *blocks, *last, nn.ReLU6())
-        self.classifier = nn.Linear(1280, 1000)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As in the paper."""
-        return self.classifier(self.features(x).mean((2, 3)))
+MobileNetV2 = partial(MobileNet, FULL, head=1280, inputs=3, classes=1000)
+"""Layer for layer `torchvision.models.mobilenet_v2()`, which need not be installed."""

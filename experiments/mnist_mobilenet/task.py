@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import mobilenet
 import torch
 from torch import nn
 from torch.nn import functional
@@ -14,6 +13,7 @@ import autocompress as ac
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
 import distorted_mnist
+import mobilenet
 from originals import trained_once
 
 EPOCHS, LEARNING_RATE = 15, 0.1
@@ -22,7 +22,7 @@ EPOCHS, LEARNING_RATE = 15, 0.1
 def original(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     """The trained MobileNetV2."""
     torch.manual_seed(0)
-    model = mobilenet.MobileNet()
+    model = mobilenet.MobileNet(mobilenet.SMALL, head=128)
     batches = distorted_mnist.DistortedBatches(images, labels, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=1e-4, nesterov=True)
     return trained_once("mnist_mobilenet", model, batches, optimizer, EPOCHS, mobilenet, distorted_mnist)
