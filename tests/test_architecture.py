@@ -52,6 +52,7 @@ CONFINED = {
     "openvino": [
         "target",
         "frameworks.torch.convert",
+        "frameworks.torch.teacher",
         "frameworks.keras.convert",
         "frameworks.keras.recurrent",
         "frameworks.keras.backends",

@@ -48,13 +48,13 @@ def _for_many(model: ov.Model | Path, compiled: ov.CompiledModel, target: Target
         before, after = (predict(one, rebatched(iter([first]), batch_size(one))) for one in (compiled, wide))
     except (RuntimeError, TargetError):  # a graph may be made for one batch size
         return None
-    return wide if _same(before, after) else None
+    return wide if differ_by_rounding(before, after) else None
 
 
-def _same(before: Any, after: Any) -> bool:
-    """Whether two predictions differ by rounding at most."""
+def differ_by_rounding(before: Any, after: Any) -> bool:
+    """Whether two predictions, arrays or as many of them, differ by rounding at most."""
     if isinstance(before, tuple):
-        return all(map(_same, before, after))
+        return all(map(differ_by_rounding, before, after))
     if before.shape != after.shape or not before.size:
         return False
     largest = np.abs(before[np.isfinite(before)]).max(initial=0.0)

@@ -167,7 +167,7 @@ def test_heads_that_only_train_are_not_taught() -> None:
     one = task(Auxiliary(), 4, loss=loss)
     assert (tuned(one, ac.Policy()).model.head.weight != one.model.head.weight).any()
     taught = torch.randn(5, 3)
-    assert distillation((taught, torch.randn(5, 3)), taught, torch.zeros(5, dtype=torch.int64)) < 1e-6
+    assert distillation((taught, torch.randn(5, 3)), [taught], torch.zeros(5, dtype=torch.int64)) < 1e-6
 
 
 def test_the_default_loss_of_tokens_looks_along_their_last_axis() -> None:

@@ -19,6 +19,7 @@ from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.torch.batches import training_batches
 from autocompress.frameworks.torch.calls import device_of
 from autocompress.frameworks.torch.losses import Objective
+from autocompress.frameworks.torch.teacher import Teacher
 from autocompress.task import Task
 
 WARM_UP, TIMED = 2, 3
@@ -133,7 +134,8 @@ def _seconds(
     model, teacher = copy.deepcopy(model).train(), copy.deepcopy(teacher).eval()
     arithmetic.arrange(model)
     arithmetic.arrange(teacher)
-    objective, batch, device = Objective(task, model, teacher, settings), arithmetic.ordered(batch), device_of(model)
+    taught = Teacher(task, teacher, quick=not arithmetic.bf16 and not settings.feature_distillation)
+    objective, batch, device = Objective(task, model, taught, settings), arithmetic.ordered(batch), device_of(model)
     times = []
     for _ in range(steps):
         start = _clock(device)

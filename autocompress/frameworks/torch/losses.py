@@ -12,6 +12,7 @@ from autocompress.data import Batch
 from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.torch.calls import call, outputs_of
 from autocompress.frameworks.torch.features import FeaturePairs
+from autocompress.frameworks.torch.teacher import Teacher
 from autocompress.task import Task
 
 TEMPERATURE = 3.0
@@ -21,11 +22,11 @@ TEMPERATURE = 3.0
 class Objective:
     """What is minimized: a model's own loss on a batch, mixed with its distance from the teacher."""
 
-    def __init__(self, task: Task, model: nn.Module, teacher: nn.Module, settings: TuneSettings) -> None:
+    def __init__(self, task: Task, model: nn.Module, teacher: Teacher, settings: TuneSettings) -> None:
         self.model, self.teacher = model, teacher
         self.own_loss = task.loss or default_loss
         self.share, self.feature_weight = settings.distillation, settings.feature_distillation
-        self.features = FeaturePairs(model, teacher) if self.feature_weight else None
+        self.features = FeaturePairs(model, teacher.model) if self.feature_weight else None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The loss, a scalar."""
@@ -33,8 +34,7 @@ class Objective:
         own = torch.as_tensor(self.own_loss(outputs, batch.targets))
         if self.share == 0 and self.features is None:
             return own
-        with torch.no_grad():
-            taught = call(self.teacher, batch.inputs)
+        taught = self.teacher(batch.inputs)
         total = (1 - self.share) * own + self.share * distillation(outputs, taught, batch.targets) if self.share else own
         return total if self.features is None else total + self.feature_weight * self.features.distance()
 
@@ -55,12 +55,11 @@ def default_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(output.movedim(axis, 1), targets.long())
 
 
-def distillation(outputs: Any, taught: Any, targets: Any) -> torch.Tensor:
+def distillation(outputs: Any, theirs: list[torch.Tensor], targets: Any) -> torch.Tensor:
     """Kullback-Leibler divergence of softened classes where the targets are classes, else mean squared difference.
 
     Outputs that a model has only while it trains come after the others, and are not taught.
     """
-    theirs = outputs_of(taught)
     pairs = list(zip(outputs_of(outputs)[: len(theirs)], theirs, strict=True))
     axis = _class_axis(pairs[0][0], targets) if len(pairs) == 1 else None
     if axis is None:
