@@ -45,7 +45,7 @@ CYCLE, SHORTEST_CYCLE = 6, 3
 Policies that have .948 on ResNet-8 tuned one by one for 3 epochs inherit .946 after 9 shared epochs, .948 after 12 and .954 after
 18 (`benchmarks/check_shared.py`).
 """
-CANDIDATES_PER_LENGTH = 7
+CANDIDATES_PER_LENGTH = 6
 """So that a cycle takes about a quarter of the time in which the candidates could be tuned by themselves."""
 MOST_CYCLES = 3
 CANDIDATES_PER_CYCLE = 80
