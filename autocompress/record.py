@@ -110,7 +110,7 @@ class TrialRecord(BaseModel):
     """All that is known of one trial. Accuracies hold the task's metric, whatever it is.
 
     `accuracy_simulated` is that of a candidate which has inherited, before any training of its own, on a part of the validation
-    data. `epochs` are those of its own training; None where none was asked for.
+    data. `epochs` are those of its own training, 0 if it has inherited alone; None where the weights stay as they are.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -33,7 +33,8 @@ class Observed:
         gains: average value of the first objective, its sign turned so that more is better, (n,).
         costs: average values of the other objectives, (n, k).
         counts: how often each was completed, (n,).
-        fidelities: how far each was trained, (n,). A trial that does not say so counts as trained like most.
+        fidelities: how far each was trained, (n,).
+        commonest: fidelity of most trials; those that do not tell theirs count as such.
         repeat_variance: of a gain when a policy is repeated at one fidelity; None without repeats.
         pending: points that are being tried.
         others: points that were given up: over the budget, or failed.
@@ -44,22 +45,23 @@ class Observed:
     costs: Array
     counts: Array
     fidelities: Array
+    commonest: float
     repeat_variance: float | None
     pending: tuple[Point, ...]
     others: tuple[Point, ...]
 
     @cached_property
     def apart(self) -> Array:
-        """A column for each fidelity but the commonest, 1 where a policy was trained so far, (n, fidelities - 1)."""
+        """A column for each fidelity but the commonest, 1 where a policy was trained that far, (n, fidelities - 1)."""
         levels = np.unique(self.fidelities)
-        return np.asarray(self.fidelities[:, None] == levels[levels != _commonest(self.fidelities.tolist())], dtype=float)
+        return np.asarray(self.fidelities[:, None] == levels[levels != self.commonest], dtype=float)
 
     @cached_property
-    def is_last(self) -> NDArray[np.bool_]:
-        """True where a policy was not trained further as well, (n,). Its fidelities stand next to each other."""
-        last = np.ones(len(self.points), dtype=bool)
-        last[:-1] = (self.points[1:] != self.points[:-1]).any(1)
-        return last
+    def is_judged(self) -> NDArray[np.bool_]:
+        """One row for each policy: that of the commonest fidelity, else of the highest, (n,)."""
+        order = np.lexsort((self.fidelities, self.fidelities == self.commonest))
+        last = {tuple(self.points[row].tolist()): row for row in order}
+        return np.isin(np.arange(len(self.points)), list(last.values()))
 
     @cached_property
     def tried(self) -> frozenset[Point]:
@@ -94,17 +96,13 @@ def observed(study: Study, names: Sequence[str], besides: int | None = None) -> 
             complete.append((point, trial))
         else:
             (others if trial.state.is_finished() else pending).append(point)
-    return _united(study, _by_kind(complete), sorted(pending), sorted(others), len(names))
-
-
-def _by_kind(complete: Sequence[tuple[Point, FrozenTrial]]) -> dict[tuple[Point, float], list[FrozenTrial]]:
-    """Policy and fidelity → trials, in order."""
-    told = [_fidelity(trial) for _, trial in complete]
-    commonest = _commonest([level for level in told if level is not None])
-    found: dict[tuple[Point, float], list[FrozenTrial]] = {}
-    for (point, trial), level in zip(complete, told, strict=True):
-        found.setdefault((point, commonest if level is None else level), []).append(trial)
-    return dict(sorted(found.items(), key=lambda item: item[0]))
+    commonest = _commonest([level for _, trial in complete if (level := _fidelity(trial)) is not None])
+    kinds: dict[tuple[Point, float], list[FrozenTrial]] = {}
+    for point, trial in complete:
+        level = _fidelity(trial)
+        kinds.setdefault((point, commonest if level is None else level), []).append(trial)
+    ordered = dict(sorted(kinds.items(), key=lambda item: item[0]))
+    return _united(study, ordered, commonest, sorted(pending), sorted(others), len(names))
 
 
 def _fidelity(trial: FrozenTrial) -> float | None:
@@ -127,7 +125,12 @@ def _commonest(levels: Sequence[float]) -> float:
 
 
 def _united(
-    study: Study, complete: Mapping[tuple[Point, float], list[FrozenTrial]], pending: list[Point], others: list[Point], width: int
+    study: Study,
+    complete: Mapping[tuple[Point, float], list[FrozenTrial]],
+    commonest: float,
+    pending: list[Point],
+    others: list[Point],
+    width: int,
 ) -> Observed:
     sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
     values = [np.array([trial.values for trial in trials], dtype=float) for trials in complete.values()]
@@ -141,6 +144,7 @@ def _united(
         means[:, 1:],
         counts,
         np.array([level for _, level in complete], dtype=float),
+        commonest,
         squares / degrees if degrees > 0 else None,
         tuple(dict.fromkeys(pending)),
         tuple(dict.fromkeys(others)),

@@ -70,18 +70,18 @@ class Prospect:
         self._corrections = [self._correction(seen, axis) for axis in range(len(costs))]
         sample = Sample(seen.points, scale.z(seen.gains), np.minimum(scale.fraction(seen.gains), 1.0), seen.apart)
         self._surrogate, pending = _surrogate(seen, sample, scale, alternatives, repeat_noise)
-        gains = np.exp(-self._surrogate.mean_at(sample, seen.counts))[seen.is_last]
-        tried = seen.points[seen.is_last]
+        gains = np.exp(-self._surrogate.mean_at(sample, seen.counts))[seen.is_judged]
+        tried = seen.points[seen.is_judged]
         points = np.concatenate([tried, np.array(seen.pending, dtype=np.int64).reshape(-1, tried.shape[1])])
         gains = np.concatenate([gains, np.exp(-pending)])
-        charges = np.concatenate([seen.costs[seen.is_last], self._estimated(points[len(tried) :])[:, : self._objectives]])
+        charges = np.concatenate([seen.costs[seen.is_judged], self._estimated(points[len(tried) :])[:, : self._objectives]])
         useful = self._keeps_size(points)
         points, gains, charges = points[useful], gains[useful], charges[useful]
         best = _non_dominated(gains, charges)
         self.front, self._gains, self._charges = points[best], gains[best], charges[best]
         self._reference = self._referred(seen.points.shape[1])
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
-        kept = np.exp(-self._surrogate.as_commonest(sample))[seen.is_last]
+        kept = np.exp(-self._surrogate.as_commonest(sample))[seen.is_judged]
         self._ruined = tried[kept < 1 - max(2 * drop, LEAST_RUIN)]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))

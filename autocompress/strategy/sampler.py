@@ -39,7 +39,7 @@ class SurrogateSampler(BaseSampler):
 
     The parameters are `trial.suggest_int(decision.name, 0, len(decision.choices) - 1)`. What it proposes depends on the seed and
     on the trials in the study only, whatever the storage; trials that run elsewhere are believed to end as expected. Where some
-    models are trained for longer than others, the user attribute `fidelity` of their trials, a number, tells so: what less
+    models are trained for longer than others, the user attribute `fidelity` of their trials, a number, tells so: what other
     training costs is learned, and accuracy is predicted as at the commonest of them.
 
     Args:
@@ -104,7 +104,7 @@ class SurrogateSampler(BaseSampler):
         seen = self._read(study, besides)
         prospect = self._prospect(study, seen)
         waiting = [point for point in self.seeds() if point not in seen.tried and not prospect.is_hopeless(point)]
-        if waiting and seen.is_last.sum() < SEEDS:
+        if waiting and seen.is_judged.sum() < SEEDS:
             return waiting[:1]
         generator = np.random.default_rng(seen.seed(self._seed))
         start = [*self.seeds(), *map(tuple, prospect.front.tolist())]

@@ -166,7 +166,7 @@ def best_belief(alternatives: Sequence[Features], seen: Sample) -> Belief:
         seen: what was observed.
     """
     compared = seen.part(np.argsort(seen.z, kind="stable")[:MOST_COMPARED])
-    ratios = NOISE_RATIOS if compared.is_apart.sum() > FEW else NOISE_RATIOS[:1]
+    ratios = NOISE_RATIOS if FEW < compared.is_apart.sum() < len(compared.z) - FEW else NOISE_RATIOS[:1]
     beliefs = [
         _most_likely(features, own, ratio, compared) for features in alternatives for own in OWN_SPREADS for ratio in ratios
     ]

@@ -52,7 +52,7 @@ def _for_many(model: ov.Model | Path, compiled: ov.CompiledModel, target: Target
 
 
 def differ_by_rounding(before: Any, after: Any) -> bool:
-    """Whether two predictions, arrays or as many of them, differ by rounding at most."""
+    """Whether two predictions differ by rounding at most: two arrays, or two tuples of as many."""
     if isinstance(before, tuple):
         return all(map(differ_by_rounding, before, after))
     if before.shape != after.shape or not before.size:

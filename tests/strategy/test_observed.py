@@ -34,7 +34,8 @@ def test_a_policy_that_was_trained_further_is_no_repeat() -> None:
     assert seen.gains == pytest.approx([0.5, 0.75, 0.9, 0.3])
     assert seen.fidelities.tolist() == [1, 0, 2, 0]
     assert seen.apart.tolist() == [[1, 0], [0, 0], [0, 1], [0, 0]]
-    assert seen.is_last.tolist() == [True, False, True, True]
+    assert seen.is_judged.tolist() == [True, True, False, True]  # 0 is the commonest
+    assert observed(study_of((3, 0.8), (3, 0.9), (1, 0.7), fidelities=[0, 2, 1]), ["x"]).is_judged.tolist() == [True, False, True]
     assert seen.repeat_variance == pytest.approx(0.005)
 
 
@@ -43,7 +44,7 @@ def test_trials_that_say_nothing_are_trained_like_most() -> None:
     assert seen.fidelities.tolist() == [0.5, 0.5, 0.5, 3]
     seen = observed(study_of((3, 0.8), (1, 0.5)), ["x"])
     assert seen.apart.shape == (2, 0)
-    assert observed(study_of(), ["x"]).is_last.shape == (0,)
+    assert observed(study_of(), ["x"]).is_judged.shape == (0,)
 
 
 @pytest.mark.parametrize("told", ["low", [1], float("nan")])

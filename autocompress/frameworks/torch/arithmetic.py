@@ -134,7 +134,8 @@ def _seconds(
     model, teacher = copy.deepcopy(model).train(), copy.deepcopy(teacher).eval()
     arithmetic.arrange(model)
     arithmetic.arrange(teacher)
-    taught = Teacher(task, teacher, quick=not arithmetic.bf16 and not settings.feature_distillation)
+    quick = steps > 1 and not arithmetic.bf16 and not settings.feature_distillation  # a single step is not worth a conversion
+    taught = Teacher(task, teacher, quick=quick)
     objective, batch, device = Objective(task, model, taught, settings), arithmetic.ordered(batch), device_of(model)
     times = []
     for _ in range(steps):

@@ -63,7 +63,7 @@ def distillation(outputs: Any, theirs: list[torch.Tensor], targets: Any) -> torc
     pairs = list(zip(outputs_of(outputs)[: len(theirs)], theirs, strict=True))
     axis = _class_axis(pairs[0][0], targets) if len(pairs) == 1 else None
     if axis is None:
-        return torch.stack([functional.mse_loss(mine, theirs) for mine, theirs in pairs]).sum()
+        return torch.stack([functional.mse_loss(mine, original) for mine, original in pairs]).sum()
     mine, original = (functional.log_softmax(logits / TEMPERATURE, axis) for logits in pairs[0])
     divergence = functional.kl_div(mine, original, reduction="none", log_target=True).sum(axis).mean()
     return divergence * TEMPERATURE**2
