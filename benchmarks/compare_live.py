@@ -236,12 +236,12 @@ def draw(models: pd.DataFrame, name: str, path: Path) -> None:
     axes = figure.add_subplot()
     for way, mark in zip(WAYS, "osx", strict=True):
         found = models[models["way"] == way]
-        axes.plot(found["latency"], found["accuracy_test"], mark, label=way, alpha=0.7)
-    axes.axvline(float(models["budget"].mean()), ls="--", lw=1, color="grey", label="budget")
-    original = original_of(models)
+        if len(found):
+            axes.plot(found["latency"], found["accuracy_test"], mark, label=way, alpha=0.7)
+    budget, original = float(models["budget"].mean()), original_of(models)
+    axes.axvline(budget, ls="--", lw=1, color="grey", label="budget")
     axes.set(xlabel="latency relative to the original", ylabel="accuracy on test data", title=name)
-    original_latency = models.loc[models["model"].str.startswith(ORIGINAL), "latency"]
-    axes.set(ylim=(original - 2 * WORST_DROP, None), xlim=(None, 0.75 * float(original_latency.mean())))  # INT8 alone is at 0.7
+    axes.set(xlim=(None, 1.05 * budget), ylim=(original - 1.2 * WORST_DROP, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path)
