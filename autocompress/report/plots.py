@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from autocompress.metrics import Metric
 from autocompress.report.picture import Picture
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FRONT, BASELINE, OTHER, BUDGET = "#1b6ca8", "#c8553d", "#b8bec5", "#2a9d4e"
 SIZE_COLUMNS = {"size": "size_bytes", "compressed_size": "compressed_bytes"}
 SIZE_INCHES, DPI = (8.0, 5.0), 150
+SQUARE_PIXELS = 14
+PLACES = (((6, -12), "left"), ((6, 6), "left"), ((-6, 6), "right"), ((-6, -12), "right"))
+"""Of a name beside its square, in points."""
 OF_NO_USE = 4.0
 """What loses so many times as much as the worst baseline is not drawn."""
 
@@ -35,7 +38,8 @@ def plot_front(result: Result) -> Figure:
     _draw_front(axes, front, joined=len(result.objectives) == 2)
     if len(result.objectives) > 2 and front["size_bytes"].nunique() > 1:
         _color_by_size(figure, axes, front, SIZE_COLUMNS[result.objectives[2]])
-    _draw_baselines(axes, complete[complete["source"].str.startswith("baseline:")])
+    baselines = complete[complete["source"].str.startswith("baseline:")]
+    _draw_baselines(axes, baselines)
     _limit(axes, complete, result.budget_ms)
     if result.budget_ms is not None:
         _draw_budget(axes, result.budget_ms)
@@ -48,6 +52,7 @@ def plot_front(result: Result) -> Figure:
     axes.set_title(f"{title} ({left_out} ruined and left out)" if left_out else title, loc="left", fontsize=11)
     axes.grid(alpha=0.25, lw=0.6)
     axes.legend(loc="lower right" if result.metric.direction == "maximize" else "upper right", fontsize=8)
+    _name_baselines(figure, axes, baselines)
     return figure
 
 
@@ -101,13 +106,27 @@ def _color_by_size(figure: Figure, axes: Axes, front: pd.DataFrame, column: str)
 
 
 def _draw_baselines(axes: Axes, baselines: pd.DataFrame) -> None:
-    """Squares with names, below and above in turns, since neighbours may be close."""
-    baselines = baselines.sort_values("latency_ms", ascending=False)
     latency, accuracy = baselines["latency_ms"], baselines["accuracy_valid"]
     axes.scatter(latency, accuracy, marker="s", s=46, facecolors="none", edgecolors=BASELINE, lw=1.4, label="baselines", zorder=4)
-    for source, x, y, height in zip(baselines["source"], latency, accuracy, cycle((-12, 6)), strict=False):
+
+
+def _name_baselines(figure: Figure, axes: Axes, baselines: pd.DataFrame) -> None:
+    """Names beside the squares, each where it covers no square and no other name, as long as there is such a place."""
+    figure.draw_without_rendering()  # until then nobody knows where anything is
+    points = list(zip(baselines["latency_ms"], baselines["accuracy_valid"], strict=True))
+    taken = [Bbox([place, place]).padded(SQUARE_PIXELS / 2) for place in map(axes.transData.transform, points)]
+    for source, point in zip(baselines["source"], points, strict=True):
         label = source.removeprefix("baseline:")
-        axes.annotate(label, (x, y), xytext=(6, height), textcoords="offset points", fontsize=8, color=BASELINE)
+        places = [
+            axes.annotate(label, point, offset, textcoords="offset points", ha=side, fontsize=8, color=BASELINE)
+            for offset, side in PLACES
+        ]
+        boxes = [place.get_window_extent() for place in places]
+        best = next((i for i, box in enumerate(boxes) if not any(map(box.overlaps, taken))), 0)
+        taken.append(boxes[best])
+        for i, place in enumerate(places):
+            if i != best:
+                place.remove()
 
 
 def _draw_budget(axes: Axes, budget_ms: float) -> None:
