@@ -15,7 +15,7 @@ from autocompress.data import Split
 from autocompress.device import Target
 from autocompress.errors import ConversionError, TaskError
 from autocompress.metrics import Metric, resolve_metric
-from autocompress.target.evaluate import _same, batch_size, evaluate, feed, score
+from autocompress.target.evaluate import batch_size, differ_by_rounding, evaluate, feed, score
 from autocompress.target.runtime import compile_for_scoring
 
 INPUTS = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
@@ -185,7 +185,7 @@ def test_samples_share_a_request_where_no_output_changes(
     ],
 )
 def test_only_rounding_may_tell_two_outputs_apart(before: Any, after: Any, expected: bool) -> None:
-    assert _same(np.array(before), np.array(after)) == expected
+    assert differ_by_rounding(np.array(before), np.array(after)) == expected
 
 
 def test_large_samples_are_scored_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
