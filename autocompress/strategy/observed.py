@@ -96,10 +96,10 @@ def observed(study: Study, names: Sequence[str], besides: int | None = None) -> 
             complete.append((point, trial))
         else:
             (others if trial.state.is_finished() else pending).append(point)
-    commonest = _commonest([level for _, trial in complete if (level := _fidelity(trial)) is not None])
+    levels = [_fidelity(trial) for _, trial in complete]
+    commonest = _commonest([level for level in levels if level is not None])
     kinds: dict[tuple[Point, float], list[FrozenTrial]] = {}
-    for point, trial in complete:
-        level = _fidelity(trial)
+    for (point, trial), level in zip(complete, levels, strict=True):
         kinds.setdefault((point, commonest if level is None else level), []).append(trial)
     ordered = dict(sorted(kinds.items(), key=lambda item: item[0]))
     return _united(study, ordered, commonest, sorted(pending), sorted(others), len(names))

@@ -43,6 +43,10 @@ class Arithmetic:
         """In which a loss is computed."""
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
+    def teacher(self, task: Task, model: nn.Module, settings: TuneSettings) -> Teacher:
+        """The original as a teacher: PyTorch has to call it in another arithmetic than float32, and for its features."""
+        return Teacher(task, model, quick=not self.bf16 and not settings.feature_distillation)
+
     def arrange(self, model: nn.Module) -> None:
         """Put a model's weights into the order, in place."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -134,8 +138,8 @@ def _seconds(
     model, teacher = copy.deepcopy(model).train(), copy.deepcopy(teacher).eval()
     arithmetic.arrange(model)
     arithmetic.arrange(teacher)
-    quick = steps > 1 and not arithmetic.bf16 and not settings.feature_distillation  # a single step is not worth a conversion
-    taught = Teacher(task, teacher, quick=quick)
+    is_worth_it = steps > 1  # a single step does not pay for a conversion
+    taught = arithmetic.teacher(task, teacher, settings) if is_worth_it else Teacher(task, teacher, quick=False)
     objective, batch, device = Objective(task, model, taught, settings), arithmetic.ordered(batch), device_of(model)
     times = []
     for _ in range(steps):

@@ -20,7 +20,6 @@ from autocompress.frameworks.torch.losses import Objective
 from autocompress.frameworks.torch.optimize import default_optimizer, schedule_of
 from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
 from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
-from autocompress.frameworks.torch.teacher import Teacher
 from autocompress.task import Task
 
 GRADIENT_NORM = 5.0
@@ -68,8 +67,7 @@ class Trainer:
         self.arithmetic.arrange(teacher)
         self.optimizer = task.optimizer(model.parameters()) if task.optimizer else default_optimizer(model)
         self.schedule = schedule_of(task, self.optimizer, settings.learning_rate, self.steps)
-        quick = not self.arithmetic.bf16 and not settings.feature_distillation
-        self.objective = Objective(task, model, Teacher(task, teacher, quick=quick), settings)
+        self.objective = Objective(task, model, self.arithmetic.teacher(task, teacher, settings), settings)
 
     def run(self, progress: Progress, after_step: AfterStep | None = None) -> None:
         """All epochs.
