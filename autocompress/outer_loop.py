@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress import baselines, finals
+from autocompress import baselines
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
 from autocompress.errors import OutOfTimeError
+from autocompress.finals import LONGEST, Final, Finals, Terms, promising_first
 from autocompress.foresight import Foresight
-from autocompress.front import front_of
+from autocompress.front import eligible, front_of
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, State, TrialRecord
 from autocompress.result import Result
@@ -181,49 +182,37 @@ class Search(TimedRun):
             return 0.0
         own = self.bench.tune_settings.epochs
         epoch = epoch_seconds(self.folder.records(), own)
-        most = math.inf if epoch is None else FRONT_MODELS * finals.LONGEST * own * epoch
+        most = math.inf if epoch is None else FRONT_MODELS * LONGEST * own * epoch
         return max(0.0, min(FINAL_SHARE * left, left - LEAST_CANDIDATES * self._trial_seconds(), most))
 
     def _train_front(self) -> None:
         """Train the models of the front once more, each by itself, from where a candidate starts."""
-        begun = {r.policy: r for r in self.folder.records() if r.is_final}
-        front = self._front_to_train()
         skipped = 0
-        for done, record in enumerate(front):
-            known = begun.get(record.policy)
-            if known is not None and known.state == State.COMPLETE:
-                continue
-            epochs = self._final_epochs(record, len(front) - done, None if known is None else known.plan.epochs)
-            if epochs is None:
-                skipped += 1
-                continue
-            self.run_trial(record.plan.model_copy(update={"epochs": epochs}), FINAL)
+        for models in promising_first(self._tuned_front(), self.metric):
+            waiting = [record for record in models if not self._was_trained_again(record)]
+            while waiting and (final := self._next_final(waiting)) is not None:
+                self.run_trial(final.record.plan.model_copy(update={"epochs": final.epochs}), FINAL)
+                waiting.remove(final.record)
+            skipped += len(waiting)
         if skipped:
-            self.watcher.say(f"No time to train {skipped} of {len(front)} models of the front once more")
+            self.watcher.say(f"No time to train {skipped} models of the front once more")
 
-    def _front_to_train(self) -> list[TrialRecord]:
-        """What was tuned of the front."""
+    def _tuned_front(self) -> list[TrialRecord]:
+        """What the search tuned of the front, within the budget if anything is."""
         candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
         front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
-        return finals.in_order(front, self.best, self.metric)
+        return eligible(front, self.budget_ms, None, None, self.metric, self.config.max_bytes) or front
 
-    def _final_epochs(self, record: TrialRecord, models: int, begun: int | None) -> int | None:
-        """How long a model of the front is trained; None where there is no time for it.
+    def _was_trained_again(self, record: TrialRecord) -> bool:
+        ended = [r for r in self.folder.records() if r.is_final and r.state in (State.COMPLETE, State.FAILED)]
+        return any(r.policy == record.policy for r in ended)
 
-        Without a shared training it is worth it only from one epoch more than the candidate had.
-
-        Args:
-            record: the model as a candidate.
-            models: that are still to be trained, this one among them.
-            begun: epochs of a training that was cut off; it begins anew.
-        """
-        own, seconds = self.bench.tune_settings.epochs, self._seconds_left()
-        asked = begun or self.config.fine_tuning.final_epochs
-        least = asked or (own + 1 if self.runner.inheritance is None else own)
-        if seconds is None:
-            return least
-        longest = finals.epochs_within(seconds, models, record, self.folder.records(), own, least)
-        return asked if longest and asked else longest
+    def _next_final(self, models: list[TrialRecord]) -> Final | None:
+        """The model of the front that is trained next; None where there is no time for any."""
+        records = self.folder.records()
+        begun = {r.policy: r.plan.epochs for r in records if r.plan.epochs is not None}
+        terms = Terms(self.bench.tune_settings.epochs, self.config.fine_tuning.final_epochs, begun)
+        return Finals(records, self.objectives, self.metric, terms).next(models, self._seconds_left())
 
     def _tell(self, record: TrialRecord) -> None:
         if self.sampling.is_foreseen:

@@ -188,15 +188,14 @@ class TrialRunner:
     def _stages(self, record: TrialRecord, gate_ms: float | None) -> None:
         candidate, tuned = self._compress(record), record.plan.tune
         trains = tuned and self._settings(record).epochs > 0
-        if trains:
+        if trains and not record.is_final:  # what is trained once more was measured before
             self._measure_untrained(record, candidate)
             if self._ends_at_the_gate(record, record.latency_untrained, gate_ms):
                 return
         if tuned:
             self._inherit(record, candidate)
             self._fine_tune(record, candidate)
-        self._export(record, candidate)
-        self._measure(record)
+        self._measure(record, self._export(record, candidate))
         if tuned and not trains and self._ends_at_the_gate(record, record.latency_trained, gate_ms):
             return
         self._evaluate(record)
@@ -264,9 +263,10 @@ class TrialRunner:
             self.bench.framework.fine_tune(self.bench.task, candidate, settings, self.watcher.progress)
             self.bench.framework.save(candidate, weights)
 
-    def _export(self, record: TrialRecord, candidate: Candidate | None) -> None:
+    def _export(self, record: TrialRecord, candidate: Candidate | None) -> ov.CompiledModel | None:
+        """The IR, compiled; None where it was exported before."""
         if candidate is None:
-            return
+            return None
         path, target = self._model_path(record), self._target(record)
         with self._stage(record, Stage.EXPORT):
             model, record.notes = self.bench.deploy(candidate, target, trained=record.plan.tune, samples=self.bench.samples)
@@ -274,7 +274,9 @@ class TrialRunner:
                 self.bench.framework.save(candidate, self._weights_path(record))
             precision.save(model, path)
             record.size_bytes, record.compressed_bytes = _sizes(path)
-            self._read_kernels(record, compile_model(path, target), candidate.macs)
+            compiled = compile_model(path, target)
+            self._read_kernels(record, compiled, candidate.macs)
+        return compiled
 
     def _read_kernels(self, record: TrialRecord, compiled: ov.CompiledModel, macs: dict[str, int]) -> None:
         """How much of what the policy quantizes really runs in INT8."""
@@ -283,11 +285,11 @@ class TrialRunner:
         record.int8_macs_share = sum(macs[name] for name in is_integer if is_integer[name]) / max(1, sum(macs.values()))
         record.notes += not_as_asked(is_integer)
 
-    def _measure(self, record: TrialRecord) -> None:
+    def _measure(self, record: TrialRecord, compiled: ov.CompiledModel | None) -> None:
         if Stage.MEASURE in record.done:
             return
         with self._stage(record, Stage.MEASURE):
-            compiled = compile_model(self._model_path(record), self._target(record))
+            compiled = compiled or compile_model(self._model_path(record), self._target(record))
             record.latency_trained = measure([compiled], self.bench.reference, self.bench.reference_ms)[0]
 
     def _evaluate(self, record: TrialRecord) -> None:

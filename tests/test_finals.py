@@ -1,89 +1,154 @@
-"""The front's own training: which models come first, and for how long each is trained."""
+"""The front's own training: which model comes next, and for how long."""
 
 from __future__ import annotations
 
 import pytest
 from records import make_record
 
-from autocompress.finals import LONG, LONGEST, epochs_within, in_order
+from autocompress.baselines import ORIGINAL
+from autocompress.finals import LEARNING, LONGEST, Final, Finals, Terms, promising_first
 from autocompress.metrics import resolve_metric
 from autocompress.policy import Policy
 from autocompress.record import Stage, TrialRecord
 
 ACCURACY = resolve_metric("accuracy", None)
+OWN = 3
 
 
-def front(*models: tuple[float, float]) -> list[TrialRecord]:
-    """Records of (accuracy, ms), numbered in order."""
-    return [make_record(i, *model, policy=Policy({"stem": i / 100})) for i, model in enumerate(models)]
-
-
-def numbers(records: list[TrialRecord]) -> list[int]:
-    return [record.number for record in records]
-
-
-def test_the_best_comes_first_then_what_is_farthest_in_latency() -> None:
-    records = front((0.95, 2.0), (0.94, 1.9), (0.93, 1.1), (0.92, 0.95))
-    assert numbers(in_order([*records, *front()], records[1], ACCURACY)) == [1, 3, 2, 0]
-
-
-def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() -> None:
-    records = front((0.954, 2.0), (0.946, 1.5), (0.941, 1.3), (0.83, 1.2), (0.78, 1.0))
-    assert numbers(in_order(records, None, ACCURACY)) == [0, 2, 1, 3, 4]
-    assert numbers(in_order(records[:2], None, ACCURACY)) == [0, 1]
-
-
-def test_the_best_comes_first_though_it_has_lost_far_more_than_the_others() -> None:
-    records = front((0.95, 2.0), (0.945, 1.5), (0.94, 1.2), (0.83, 0.5))
-    assert numbers(in_order(records, records[3], ACCURACY))[0] == 3
-    trained_again = make_record(9, 0.9, 0.5, policy=records[3].policy)
-    assert numbers(in_order(records, trained_again, ACCURACY))[0] == 3
-
-
-def test_less_is_better_where_the_metric_says_so() -> None:
-    records = front((0.2, 1.0), (0.1, 2.0), (0.9, 0.5))
-    assert numbers(in_order(records, None, resolve_metric("mse", None))) == [1, 0, 2]
-
-
-def test_an_empty_front_has_no_order() -> None:
-    assert in_order([], None, ACCURACY) == []
-
-
-def trained(macs: int, tuning: float, besides: float = 1.0, epochs: int | None = None) -> TrialRecord:
-    """A record whose training took so many seconds."""
-    record = make_record()
-    record.macs, record.seconds = macs, {Stage.FINE_TUNE: tuning, Stage.EXPORT: besides}
-    record.plan = record.plan.model_copy(update={"epochs": epochs})
+def model(number: int, accuracy: float, ms: float, tuning: float = 6.0, epochs: int | None = OWN) -> TrialRecord:
+    """A candidate whose training took so many seconds and all else one; its MACs follow its latency."""
+    record = make_record(number, accuracy, ms, policy=Policy({"stem": number / 100}))
+    record.macs, record.epochs = round(1000 * ms), epochs
+    record.seconds = {Stage.FINE_TUNE: tuning, Stage.EXPORT: 1.0}
     return record
 
 
-@pytest.mark.parametrize(("seconds", "epochs"), [(6.9, None), (8.0, 3), (12.6, 5), (60.0, LONG * 3)])
+def front(*models: tuple[float, float]) -> list[TrialRecord]:
+    """Candidates of (accuracy, ms), numbered in order."""
+    return [model(i, *one) for i, one in enumerate(models)]
+
+
+def finals(records: list[TrialRecord], metric: str = "accuracy", **terms: object) -> Finals:
+    """The finals of a search whose original has an accuracy of .96, an error of .05 and 2 ms."""
+    accuracy = 0.96 if metric == "accuracy" else 0.05
+    original = make_record(99, accuracy, 2.0, policy=Policy(), source=ORIGINAL)
+    return Finals([original, *records], ["accuracy", "latency"], resolve_metric(metric, None), Terms(OWN, **terms))  # type: ignore[arg-type]
+
+
+def all_of(models: list[TrialRecord], seconds: float | None, metric: str = "accuracy") -> list[Final]:
+    """One final after the other, each foretold rightly."""
+    known, found = list(models), []
+    while models and (final := finals(known, metric).next(models, seconds)) is not None:
+        models = [one for one in models if one is not final.record]
+        trained = model(50 + len(known), final.gain, final.record.latency.ms, 2.0 * final.epochs)  # type: ignore[union-attr]
+        trained.plan = trained.plan.model_copy(update={"epochs": final.epochs})
+        known.append(trained)
+        found.append(final)
+        seconds = None if seconds is None else seconds - trained.total_seconds
+    return found
+
+
+def numbers(found: list[Final]) -> list[int]:
+    return [final.record.number for final in found]
+
+
+def test_a_fast_model_that_has_lost_something_comes_before_a_slow_one_that_has_lost_nothing() -> None:
+    found = all_of(front((0.958, 1.8), (0.952, 1.4), (0.94, 0.6)), 1000.0)
+    assert numbers(found) == [2, 1, 0]
+
+
+def test_the_most_accurate_one_counts_from_the_originals_latency_on() -> None:
+    found = all_of(front((0.945, 0.9), (0.944, 0.89), (0.943, 0.88)), 60.0)
+    assert numbers(found)[0] == 0
+
+
+def test_few_models_are_trained_for_long_where_time_is_short() -> None:
+    models = front((0.955, 1.8), (0.95, 1.5), (0.945, 1.2), (0.94, 0.9), (0.93, 0.6))
+    few, all_five = all_of(models, 60.0), all_of(models, 1000.0)
+    assert len(few) < 5
+    assert few[0].epochs >= 3 * OWN
+    assert len(all_five) == 5
+    assert {final.epochs for final in all_five} == {LONGEST * OWN}
+
+
+def test_no_plan_takes_longer_than_there_is_time() -> None:
+    models = front((0.955, 1.8), (0.95, 1.5), (0.945, 1.2), (0.94, 0.9), (0.93, 0.6))
+    for seconds in (12.0, 30.0, 75.0, 200.0):
+        assert sum(2.0 * final.epochs + 1.0 for final in all_of(models, seconds)) <= seconds
+
+
+def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() -> None:
+    models = front((0.954, 2.0), (0.946, 1.5), (0.941, 1.3), (0.83, 1.2), (0.24, 0.5))
+    promising, others = promising_first(models, ACCURACY)
+    assert promising == models[:3]
+    assert others == models[3:]
+    assert promising_first([], ACCURACY) == ([], [])
+
+
+def test_less_is_better_where_the_metric_says_so() -> None:
+    models = front((0.055, 1.8), (0.06, 1.2), (0.9, 0.5))
+    promising, _ = promising_first(models, resolve_metric("mse", None))
+    found = all_of(promising, 1000.0, "mse")
+    assert numbers(found) == [1, 0]
+    assert -0.06 < found[0].gain < -0.05
+
+
+def test_an_empty_front_has_no_next_model() -> None:
+    assert finals([]).next([], 100.0) is None
+
+
+def test_a_loss_falls_with_a_power_of_the_epochs() -> None:
+    (final,) = all_of(front((0.92, 1.0)), 25.0)
+    assert final.epochs == 10
+    assert final.gain == pytest.approx(0.96 - 0.04 * (10 / OWN) ** -LEARNING)
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(10.1, None), (10.3, 4), (24.1, 10), (500.0, LONGEST * OWN)])
 def test_a_model_is_trained_for_as_long_as_the_time_allows(seconds: float, epochs: int | None) -> None:
-    tuned = [trained(100, 6.0), trained(1000, 60.0)]
-    model = make_record()
-    model.macs = 150
-    assert epochs_within(seconds, 5, model, tuned, own=3, least=3) == epochs
+    one = model(0, 0.94, 1.0)
+    final = finals([one, model(1, 0.95, 2.0, tuning=600.0)]).next([one], seconds)
+    assert (final and final.epochs) == epochs
 
 
-@pytest.mark.parametrize(("models", "epochs"), [(1, LONGEST * 3), (2, 27), (8, LONG * 3)])
-def test_all_are_trained_longer_where_there_is_time_for_it(models: int, epochs: int) -> None:
-    assert epochs_within(130.0, models, make_record(), [trained(100, 6.0)], own=3, least=3) == epochs
+def test_an_heir_without_training_of_its_own_gets_as_many_epochs_as_a_candidate() -> None:
+    heir = model(0, 0.94, 1.0, tuning=0.0, epochs=0)
+    final = finals([heir, model(1, 0.93, 1.1)]).next([heir], 8.0)
+    assert final is not None
+    assert final.epochs == OWN
 
 
-def test_what_an_epoch_takes_is_told_by_its_own_number_of_epochs() -> None:
-    assert epochs_within(15.0, 1, trained(100, 0.0), [trained(100, 24.0, epochs=12)], own=3, least=3) == 6
-
-
-def test_a_model_that_would_get_no_more_than_it_had_is_left_alone() -> None:
-    assert epochs_within(8.5, 1, make_record(), [trained(100, 6.0)], own=3, least=4) is None
-
-
-def test_heirs_that_were_trained_for_a_shorter_time_tell_nothing() -> None:
-    heir = trained(100, 6.0)
+def test_heirs_that_were_trained_for_a_shorter_time_tell_nothing_of_the_time() -> None:
+    heir = model(0, 0.94, 1.0, tuning=1.0, epochs=1)
     heir.done = [Stage.INHERIT, Stage.FINE_TUNE]
-    assert epochs_within(40.0, 1, make_record(), [heir, trained(900, 60.0, epochs=20)], own=10, least=10) == 11
+    final = finals([heir, model(1, 0.95, 2.0)]).next([heir], 24.1)
+    assert final is not None
+    assert final.epochs == 10
 
 
-def test_without_any_training_before_a_model_gets_what_a_candidate_has() -> None:
-    assert epochs_within(1.0, 1, make_record(), [make_record()], own=3, least=3) == 3
-    assert epochs_within(-1.0, 1, make_record(), [make_record()], own=3, least=3) is None
+def test_what_was_asked_is_kept_or_left_out() -> None:
+    one = model(0, 0.94, 1.0)
+    assert finals([one], asked=20).next([one], 40.0) is None
+    final = finals([one], asked=5).next([one], 40.0)
+    assert final is not None
+    assert final.epochs == 5
+
+
+def test_a_training_that_was_cut_off_begins_anew_with_its_own_length() -> None:
+    one = model(0, 0.94, 1.0)
+    final = finals([one], begun={one.policy: 7}).next([one], 100.0)
+    assert final is not None
+    assert final.epochs == 7
+
+
+def test_without_a_limit_every_model_is_trained_for_one_epoch_more() -> None:
+    found = all_of(front((0.955, 1.8), (0.95, 1.5), (0.945, 1.2)), None)
+    assert sorted(numbers(found)) == [0, 1, 2]
+    assert {final.epochs for final in found} == {OWN + 1}
+
+
+def test_without_any_training_before_a_model_gets_as_little_as_makes_sense() -> None:
+    one = model(0, 0.94, 1.0, tuning=0.0, epochs=0)
+    final = finals([one]).next([one], 1.0)
+    assert final is not None
+    assert final.epochs == OWN
+    assert finals([one]).next([one], -1.0) is None
