@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from autocompress.baselines import ORIGINAL
 from autocompress.config import Objective
-from autocompress.front import costs
+from autocompress.front import costs, non_dominated
 from autocompress.metrics import Metric
 from autocompress.policy import Policy
-from autocompress.record import Stage, State, TrialRecord
+from autocompress.record import Stage, TrialRecord
 from autocompress.shared import is_shared
 from autocompress.strategy.acquisition import expected_improvement
+
+Array = NDArray[np.float64]
 
 LONGEST = 16
 """Times as long as a candidate a model is trained at most."""
@@ -30,19 +32,23 @@ LEARNING = 0.8
 
 A ResNet-8 (.955) without a branch reached .937, .952 and .957 in 3, 12 and 24 epochs; a MobileNetV2 with a quarter of its
 channels (.970) reached .918, .959 and .966 in 2, 11 and 19. Four others of a MobileNetV2 lost .009, .014, .022 and .038 in 2
-epochs, and .001, .005, .006 and .013 in 8. The powers lie between .8 and 1.4.
+epochs, and .001, .005, .006 and .013 in 8. The powers lie between .7 and 1.6.
 """
 MARGIN = 1.15
 """Times as long as told by others a training may take: one that has to be cut off is lost."""
 MOST_LOSS = 3
-"""Times the median loss of a front's models against the most accurate one: what has lost more will not win it back."""
+"""Times the median loss of a front's models against the most accurate one: what has lost more will hardly win it back."""
 NOTHING_SAVED = 1.02
-"""Hypervolume is counted from this multiple of the original's costs, whatever the budget: the most accurate model counts most."""
+"""Hypervolume is counted from this multiple of what the original costs, whatever the budget, so that accuracy counts as well."""
+MOST_MODELS = 8
+"""That are weighed against each other."""
+UNTRAINED = (Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
+"""What a model that was measured before is spared."""
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Of the models' own training.
+class Lengths:
+    """How long models are trained.
 
     Attributes:
         own: epochs of a candidate that is trained by itself.
@@ -59,8 +65,9 @@ class Terms:
         return self.begun.get(record.policy, self.asked)
 
     def least(self, record: TrialRecord) -> int:
-        """Fewer epochs are not worth it: as many as a candidate has, or more than it had."""
-        return self.own if record.epochs == 0 else self.own + 1
+        """Fewer epochs are not worth it: as many as a candidate has, and more than this one had."""
+        had = self.own if record.epochs is None else record.epochs
+        return self.fixed(record) or max(self.own, had + 1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Final:
     gain: float
 
 
-def promising_first(front: Sequence[TrialRecord], metric: Metric) -> tuple[list[TrialRecord], list[TrialRecord]]:
+def promising_and_others(front: Sequence[TrialRecord], metric: Metric) -> tuple[list[TrialRecord], list[TrialRecord]]:
     """The models of a front that may come near the most accurate one, and those that have lost far more than the others."""
     gains = [metric.gain(record.accuracy_valid or 0.0) for record in front]
     losses = [max(gains) - gain for gain in gains]
@@ -91,24 +98,29 @@ class Finals:
     """What is known of a search, and what training a model of its front would add to that.
 
     Args:
-        records: of all trials.
+        complete: all trials that were scored.
+        useful: those of them that keep the limits.
         objectives: of the search.
         metric: of the task.
-        terms: of the training.
+        lengths: of the trainings.
     """
 
-    def __init__(self, records: Sequence[TrialRecord], objectives: Sequence[Objective], metric: Metric, terms: Terms) -> None:
-        self.terms, self._objectives, self._metric = terms, objectives, metric
-        complete = [record for record in records if record.state == State.COMPLETE]
-        known = np.array([costs(record, objectives, metric) for record in complete])
-        self._gains, self._costs = -known[:, 0], known[:, 1:]
-        original = [record.source == ORIGINAL for record in complete]
-        self._reference = NOTHING_SAVED * self._costs[original if any(original) else slice(None)].max(axis=0)
-        self._timed = [
-            (record, epochs)
-            for record in complete
-            if record.seconds.get(Stage.FINE_TUNE) and (epochs := _epochs_of(record, terms.own))
-        ]
+    def __init__(
+        self,
+        complete: Sequence[TrialRecord],
+        useful: Sequence[TrialRecord],
+        objectives: Sequence[Objective],
+        metric: Metric,
+        lengths: Lengths,
+    ) -> None:
+        self._objectives, self._metric, self._lengths = objectives, metric, lengths
+        self._most_accurate = max(self._gain(record) for record in complete)
+        self._delivered = max((self._gain(record) for record in useful), default=-np.inf)
+        self._originals = [self._cost(record) for record in complete if record.source == ORIGINAL]
+        known = np.array([[-self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
+        self._known = known[non_dominated(known)]
+        timed = [(record, _epochs_of(record, lengths.own)) for record in complete if record.seconds.get(Stage.FINE_TUNE)]
+        self._timed = [(record, epochs) for record, epochs in timed if epochs]
 
     def next(self, models: Sequence[TrialRecord], seconds: float | None) -> Final | None:
         """The model that is trained next, and for how long; None where there is no time for any.
@@ -120,65 +132,71 @@ class Finals:
             models: that were not trained yet, as candidates.
             seconds: that are left; None without a limit.
         """
-        plans = [self._plan(models, None if seconds is None else seconds / count, count) for count in range(1, len(models) + 1)]
-        feasible = [(added, chosen[0]) for added, chosen in plans if chosen]
-        return max(feasible, key=lambda plan: plan[0])[1] if feasible else None
+        counts = range(1, min(len(models), MOST_MODELS) + 1)
+        plans = [self._plan(models, None if seconds is None else seconds / count, count) for count in counts]
+        feasible = [(added, count, chosen[0]) for (added, chosen), count in zip(plans, counts, strict=True) if chosen]
+        return max(feasible, key=lambda plan: plan[:2])[2] if feasible else None
 
     def _plan(self, models: Sequence[TrialRecord], share: float | None, count: int) -> tuple[float, list[Final]]:
-        """So many models, each trained for its share of the time, what adds most first; and the hypervolume that all add."""
+        """So many models, each trained for its share of the time; and the hypervolume that all add.
+
+        What will be delivered comes first, unless something better was trained before, and then what adds most.
+        """
         open_ones = [final for record in models if (final := self._final(record, share)) is not None]
-        gains, known, total = self._gains, self._costs, 0.0
+        reference = NOTHING_SAVED * max([*self._originals, *map(self._cost, models)])
+        floor = min(map(self._gain, models))
+        known, total = self._known, 0.0
         chosen: list[Final] = []
         while open_ones and len(chosen) < count:
-            added = self._added(open_ones, gains, known, min(map(self._gain, models)))
+            added = self._added(open_ones, known, floor, reference)
+            most_accurate = max(range(len(open_ones)), key=lambda i: open_ones[i].gain)
             best = max(range(len(open_ones)), key=lambda i: (added[i], open_ones[i].gain))
+            if not chosen and open_ones[most_accurate].gain > self._delivered:
+                best = most_accurate
             chosen.append(open_ones.pop(best))
-            gains = np.append(gains, chosen[-1].gain)
-            known = np.concatenate([known, self._cost(chosen[-1])])
+            known = np.concatenate([known, [[-chosen[-1].gain, self._cost(chosen[-1].record)]]])
             total += float(added[best])
         return total, chosen
 
-    def _added(
-        self, finals: Sequence[Final], gains: NDArray[np.float64], known: NDArray[np.float64], floor: float
-    ) -> NDArray[np.float64]:
-        """The hypervolume that each training would add, counted from a gain."""
+    def _added(self, finals: Sequence[Final], known: Array, floor: float, reference: float) -> Array:
+        """The hypervolume that each training would add, counted from a gain and a cost."""
         above = np.array([final.gain for final in finals]) - floor
-        own_costs = np.concatenate([self._cost(final) for final in finals])
+        own_costs = np.array([[self._cost(final.record)] for final in finals])
         mean = -np.log(np.maximum(above, np.finfo(float).tiny))
-        return expected_improvement(mean, np.zeros(len(mean)), own_costs, gains - floor, known, (0.0, self._reference))
+        counted_from = 0.0, np.array([reference])
+        return expected_improvement(mean, np.zeros(len(mean)), own_costs, -known[:, 0] - floor, known[:, 1:], counted_from)
 
     def _final(self, record: TrialRecord, share: float | None) -> Final | None:
         """A model's training within a share of the time; None where it does not fit."""
-        fixed, least = self.terms.fixed(record), self.terms.least(record)
-        if share is None:
-            epochs = fixed or least
-        else:
-            fits = self.epochs_within(share, record)
-            if fits < (fixed or least):
+        epochs = least = self._lengths.least(record)
+        if share is not None:
+            fits = self._epochs_within(share, record)
+            if fits < least:
                 return None
-            epochs = fixed or min(fits, LONGEST * self.terms.own)
+            epochs = self._lengths.fixed(record) or min(fits, LONGEST * self._lengths.own)
         return Final(record, epochs, self._foretold(record, epochs))
 
-    def epochs_within(self, seconds: float, record: TrialRecord) -> int:
-        """For how many epochs a model can be trained, told by others that were; where there are none, as few as make sense."""
+    def _epochs_within(self, seconds: float, record: TrialRecord) -> int:
+        """For how many epochs a model can be trained, told by one of its size that was; without any, as few as make sense."""
         if not self._timed:
-            return self.terms.fixed(record) or self.terms.least(record) if seconds > 0 else 0
+            return self._lengths.least(record) if seconds > 0 else 0
         nearest, epochs = min(self._timed, key=lambda pair: abs((pair[0].macs or 0) - (record.macs or 0)))
-        epoch = MARGIN * nearest.seconds[Stage.FINE_TUNE] / epochs
-        besides = max(one.total_seconds - one.seconds[Stage.FINE_TUNE] for one, _ in self._timed)
-        return int((seconds - besides) / epoch)
+        training = nearest.seconds[Stage.FINE_TUNE]
+        besides = nearest.total_seconds - training - sum(nearest.seconds.get(stage, 0.0) for stage in UNTRAINED)
+        return int((seconds - besides) / (MARGIN * training / epochs))
 
     def _foretold(self, record: TrialRecord, epochs: int) -> float:
-        """The gain of a model after a training."""
-        most_accurate = float(self._gains.max())
-        kept = max(epochs / self.terms.own, 1.0) ** -LEARNING
-        return float(most_accurate - kept * (most_accurate - self._gain(record)))
+        """The gain of a model after a training; what an heir without any of its own inherited counts as a candidate's."""
+        own = self._lengths.own
+        kept = float(max((epochs + own * (record.epochs == 0)) / own, 1.0) ** -LEARNING)
+        return self._most_accurate - kept * (self._most_accurate - self._gain(record))
 
     def _gain(self, record: TrialRecord) -> float:
         return float(self._metric.gain(record.accuracy_valid or 0.0))
 
-    def _cost(self, final: Final) -> NDArray[np.float64]:
-        return np.array([costs(final.record, self._objectives, self._metric)[1:]])
+    def _cost(self, record: TrialRecord) -> float:
+        """The first objective beside the accuracy: with more of them a plan would take longer than it is worth."""
+        return costs(record, self._objectives, self._metric)[1]
 
 
 def _epochs_of(record: TrialRecord, own: int) -> int | None:

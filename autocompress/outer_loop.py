@@ -12,7 +12,7 @@ from autocompress import baselines
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
 from autocompress.errors import OutOfTimeError
-from autocompress.finals import LONGEST, Final, Finals, Terms, promising_first
+from autocompress.finals import LONGEST, Final, Finals, Lengths, promising_and_others
 from autocompress.foresight import Foresight
 from autocompress.front import eligible, front_of
 from autocompress.policy import Policy
@@ -187,21 +187,32 @@ class Search(TimedRun):
 
     def _train_front(self) -> None:
         """Train the models of the front once more, each by itself, from where a candidate starts."""
-        skipped = 0
-        for models in promising_first(self._tuned_front(), self.metric):
+        skipped, groups = 0, self._groups_of_the_front()
+        for models in groups:
             waiting = [record for record in models if not self._was_trained_again(record)]
             while waiting and (final := self._next_final(waiting)) is not None:
                 self.run_trial(final.record.plan.model_copy(update={"epochs": final.epochs}), FINAL)
                 waiting.remove(final.record)
             skipped += len(waiting)
         if skipped:
-            self.watcher.say(f"No time to train {skipped} models of the front once more")
+            self.watcher.say(f"No time to train {skipped} of {sum(map(len, groups))} models of the front once more")
 
-    def _tuned_front(self) -> list[TrialRecord]:
-        """What the search tuned of the front, within the budget if anything is."""
-        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
-        front = [r for r in front_of(candidates, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
-        return eligible(front, self.budget_ms, None, None, self.metric, self.config.max_bytes) or front
+    def _groups_of_the_front(self) -> list[list[TrialRecord]]:
+        """What was tuned of the front, in the order in which it is worth a training: what keeps the limits first."""
+        candidates = [r for r in self._complete if not r.is_final]
+        kept, whole = (self._tuned_front(records) for records in (self._useful(candidates), candidates))
+        return [*promising_and_others(kept, self.metric), [r for r in whole if r not in kept]]
+
+    def _tuned_front(self, records: list[TrialRecord]) -> list[TrialRecord]:
+        return [r for r in front_of(records, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
+
+    @property
+    def _complete(self) -> list[TrialRecord]:
+        return [r for r in self.folder.records() if r.state == State.COMPLETE]
+
+    def _useful(self, records: list[TrialRecord]) -> list[TrialRecord]:
+        """What keeps the budget and the size. What has lost too much may win it back."""
+        return eligible(records, self.budget_ms, None, None, self.metric, self.config.max_bytes)
 
     def _was_trained_again(self, record: TrialRecord) -> bool:
         ended = [r for r in self.folder.records() if r.is_final and r.state in (State.COMPLETE, State.FAILED)]
@@ -209,10 +220,11 @@ class Search(TimedRun):
 
     def _next_final(self, models: list[TrialRecord]) -> Final | None:
         """The model of the front that is trained next; None where there is no time for any."""
-        records = self.folder.records()
-        begun = {r.policy: r.plan.epochs for r in records if r.plan.epochs is not None}
-        terms = Terms(self.bench.tune_settings.epochs, self.config.fine_tuning.final_epochs, begun)
-        return Finals(records, self.objectives, self.metric, terms).next(models, self._seconds_left())
+        open_ones = [r for r in self.folder.records() if r.state == State.RUNNING]
+        begun = {r.policy: r.plan.epochs for r in open_ones if r.plan.epochs is not None}
+        lengths = Lengths(self.bench.tune_settings.epochs, self.config.fine_tuning.final_epochs, begun)
+        finals = Finals(self._complete, self._useful(self._complete), self.objectives, self.metric, lengths)
+        return finals.next(models, self._seconds_left())
 
     def _tell(self, record: TrialRecord) -> None:
         if self.sampling.is_foreseen:
