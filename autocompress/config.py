@@ -48,8 +48,8 @@ class FineTuning(BaseModel):
             weights; "auto" shares where that pays and is found not to cost accuracy, and says what was decided and why.
         inherit_epochs: of a candidate's own training after it has inherited.
         final_epochs: of the models of the front, once all candidates are tried. None: the same as `epochs` for models that
-            inherit, and up to sixteen times as many for all where a time limit leaves time for it, the best model first, then
-            others spread over the front. 0: none.
+            inherit, and up to sixteen times as many where a time limit leaves time for it: what will be delivered first, then
+            what is foretold to gain most. 0: none.
     """
 
     model_config = ConfigDict(extra="forbid")

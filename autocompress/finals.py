@@ -36,8 +36,8 @@ epochs, and .001, .005, .006 and .013 in 8. The powers lie between .7 and 1.6.
 """
 MARGIN = 1.15
 """Times as long as told by others a training may take: one that has to be cut off is lost."""
-MOST_LOSS = 3
-"""Times the median loss of a front's models against the most accurate one: what has lost more will hardly win it back."""
+MOST_LOSS = 6
+"""Times the median loss of a front's models against the most accurate of all: what has lost more will hardly win it back."""
 NOTHING_SAVED = 1.02
 """Hypervolume is counted from this multiple of what the original costs, whatever the budget, so that accuracy counts as well."""
 MOST_MODELS = 8
@@ -85,10 +85,12 @@ class Final:
     gain: float
 
 
-def promising_and_others(front: Sequence[TrialRecord], metric: Metric) -> tuple[list[TrialRecord], list[TrialRecord]]:
-    """The models of a front that may come near the most accurate one, and those that have lost far more than the others."""
-    gains = [metric.gain(record.accuracy_valid or 0.0) for record in front]
-    losses = [max(gains) - gain for gain in gains]
+def promising_and_others(
+    front: Sequence[TrialRecord], complete: Sequence[TrialRecord], metric: Metric
+) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    """The models of a front that may come near the most accurate one of all, and those that have lost far more than the others."""
+    most_accurate = max((metric.gain(record.accuracy_valid or 0.0) for record in complete), default=0.0)
+    losses = [most_accurate - metric.gain(record.accuracy_valid or 0.0) for record in front]
     most = MOST_LOSS * median(losses) if front else 0.0
     promising = [record for record, loss in zip(front, losses, strict=True) if loss <= most]
     return promising, [record for record in front if record not in promising]
@@ -116,6 +118,7 @@ class Finals:
         self._objectives, self._metric, self._lengths = objectives, metric, lengths
         self._most_accurate = max(self._gain(record) for record in complete)
         self._delivered = max((self._gain(record) for record in useful), default=-np.inf)
+        self._is_first = not any(record.is_final for record in useful)
         self._originals = [self._cost(record) for record in complete if record.source == ORIGINAL]
         known = np.array([[-self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
         self._known = known[non_dominated(known)]
@@ -140,7 +143,7 @@ class Finals:
     def _plan(self, models: Sequence[TrialRecord], share: float | None, count: int) -> tuple[float, list[Final]]:
         """So many models, each trained for its share of the time; and the hypervolume that all add.
 
-        What will be delivered comes first, unless something better was trained before, and then what adds most.
+        The very first is what will be delivered, unless something better is there without a training; then comes what adds most.
         """
         open_ones = [final for record in models if (final := self._final(record, share)) is not None]
         reference = NOTHING_SAVED * max([*self._originals, *map(self._cost, models)])
@@ -151,7 +154,7 @@ class Finals:
             added = self._added(open_ones, known, floor, reference)
             most_accurate = max(range(len(open_ones)), key=lambda i: open_ones[i].gain)
             best = max(range(len(open_ones)), key=lambda i: (added[i], open_ones[i].gain))
-            if not chosen and open_ones[most_accurate].gain > self._delivered:
+            if self._is_first and not chosen and open_ones[most_accurate].gain > self._delivered:
                 best = most_accurate
             chosen.append(open_ones.pop(best))
             known = np.concatenate([known, [[-chosen[-1].gain, self._cost(chosen[-1].record)]]])

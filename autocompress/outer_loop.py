@@ -201,7 +201,7 @@ class Search(TimedRun):
         """What was tuned of the front, in the order in which it is worth a training: what keeps the limits first."""
         candidates = [r for r in self._complete if not r.is_final]
         kept, whole = (self._tuned_front(records) for records in (self._useful(candidates), candidates))
-        return [*promising_and_others(kept, self.metric), [r for r in whole if r not in kept]]
+        return [*promising_and_others(kept, self._complete, self.metric), [r for r in whole if r not in kept]]
 
     def _tuned_front(self, records: list[TrialRecord]) -> list[TrialRecord]:
         return [r for r in front_of(records, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]

@@ -91,15 +91,22 @@ def test_no_plan_takes_longer_than_there_is_time(seconds: float) -> None:
 
 def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() -> None:
     models = front((0.954, 2.0), (0.946, 1.5), (0.941, 1.3), (0.83, 1.2), (0.24, 0.5))
-    promising, others = promising_and_others(models, ACCURACY)
+    promising, others = promising_and_others(models, models, ACCURACY)
     assert promising == models[:3]
     assert others == models[3:]
-    assert promising_and_others([], ACCURACY) == ([], [])
+    assert promising_and_others([], [], ACCURACY) == ([], [])
+
+
+def test_a_fast_model_is_promising_beside_many_that_are_alike() -> None:
+    """They all have lost about as much against the original, which is the most accurate."""
+    models = front((0.9552, 1.2), (0.9538, 1.18), (0.9534, 1.1), (0.953, 1.05), (0.9522, 0.9), (0.9456, 0.8), (0.93, 0.65))
+    original = make_record(99, 0.9696, 2.0, policy=Policy())
+    assert promising_and_others(models, [original, *models], ACCURACY) == (models, [])
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:
     models = front((0.055, 1.8), (0.06, 1.2), (0.9, 0.5))
-    promising, _ = promising_and_others(models, resolve_metric("mse", None))
+    promising, _ = promising_and_others(models, models, resolve_metric("mse", None))
     found = all_of(promising, 1000.0, "mse")
     assert numbers(found) == [1, 0]
     assert -0.06 < found[0].gain < -0.05
