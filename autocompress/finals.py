@@ -88,7 +88,7 @@ class Final:
 def promising_and_others(
     front: Sequence[TrialRecord], complete: Sequence[TrialRecord], metric: Metric
 ) -> tuple[list[TrialRecord], list[TrialRecord]]:
-    """The models of a front that may come near the most accurate one of all, and those that have lost far more than the others."""
+    """The models of a front that may come near the most accurate one of all, and those that have lost far more than most."""
     most_accurate = max((metric.gain(record.accuracy_valid or 0.0) for record in complete), default=0.0)
     losses = [most_accurate - metric.gain(record.accuracy_valid or 0.0) for record in front]
     most = MOST_LOSS * median(losses) if front else 0.0

@@ -24,6 +24,8 @@ import yaml
 
 import autocompress as ac
 from autocompress.errors import AutocompressError, ConfigError, DiskFullError, OutOfTimeError, RunFolderError
+from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.outer_loop import Search
 from autocompress.policy import Policy
 from autocompress.record import Stage, State
@@ -327,6 +329,28 @@ def test_time_that_is_left_is_spent_on_the_models_of_the_front(
     assert all(record.state == State.COMPLETE and record.plan.epochs > 1 for record in final)
     candidates = [record for record in searches.candidates(tmp_path / "run") if not record.is_final]
     assert {record.policy for record in final} <= {record.policy for record in candidates}
+    assert all(Stage.MEASURE_UNTRAINED not in record.done for record in final)
+
+
+def test_a_final_training_that_fails_is_not_tried_again(
+    tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TorchFramework.fine_tune
+
+    def failing(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+        if settings.epochs > 1:
+            raise ValueError("too long")
+        real(self, task, candidate, settings, progress)
+
+    monkeypatch.setattr(TorchFramework, "fine_tune", failing)
+    options: dict[str, Any] = {"max_trials": 2, "max_time": "10m", "fine_tuning": {"mode": "each"}}
+    search_bits(linear_task(epochs=1), tmp_path / "run", **options)
+    final = [record for record in searches.records(tmp_path / "run") if record.is_final]
+    assert final
+    assert {record.state for record in final} == {State.FAILED}
+    assert len({record.policy for record in final}) == len(final)
+    search_bits(linear_task(epochs=1), tmp_path / "run", **options, resume=True)
+    assert len([record for record in searches.records(tmp_path / "run") if record.is_final]) == len(final)
 
 
 def test_a_candidate_that_takes_too_long_leaves_the_front_its_training(
