@@ -7,11 +7,13 @@ front, as a user gets it, chosen on validation data and scored once on test data
 layer in INT8, and spends the same seconds evenly on the ratios, as epochs of fine-tuning. What is remembered of a model and a
 device (the layers' times, what each choice alone costs) is made beforehand and not charged to the searches.
 
-A row for each model is appended to OUT/live_NAME.csv; a way, seed and time that stand in it are not run again. Prints, on test
-data, the hypervolumes between each front and the corner (the budget, the original's accuracy less 5 points) and for drops of 0.5,
-1 and 2 points the latency of the fastest model that loses no more beside the grid's (interpolated; medians over the seeds), and
-draws OUT/live_NAME.png. Ends with exit code 1 if sharing has less hypervolume with any seed or not more with most of them, or if
-its models are not 1.15 times (`--faster`) as fast as the grid's at two of the drops, or clearly slower at any.
+A row for each model is appended to OUT/live_NAME.csv; a way, seed and time that stand in it are not run again. In the end all
+models are timed side by side (`together`): on a busy machine latencies that were measured an hour apart differ by more than the
+models do, also relative to the original's. Prints, on test data, the hypervolumes between each front and the corner (the budget,
+the original's accuracy less 5 points) and for drops of 0.5, 1 and 2 points the latency of the fastest model that loses no more
+beside the grid's (interpolated; medians over the seeds), and draws OUT/live_NAME.png. Ends with exit code 1 if sharing has less
+hypervolume with any seed or not more with most of them, or if its models are not 1.15 times (`--faster`) as fast as the grid's at
+two of the drops, or clearly slower at any.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import numpy as np
+import openvino as ov
 import pandas as pd
 
 from autocompress.baselines import INT8, ORIGINAL
@@ -38,8 +41,11 @@ from autocompress.device import Fingerprint
 from autocompress.foresight import Foresight
 from autocompress.outer_loop import run_search
 from autocompress.policy import Policy
+from autocompress.run_folder import RunFolder
 from autocompress.setup import open_space
 from autocompress.space import SearchSpace, uniform_policy
+from autocompress.target.meter import measure
+from autocompress.target.runtime import compile_model
 from autocompress.task import Task, load_task
 from autocompress.trial import Workbench
 
@@ -49,7 +55,7 @@ from rows import Printing, Row, Tuned, host
 
 ROOT = Path(__file__).resolve().parents[1]
 Config = TypeVar("Config", bound=CompressionConfig)
-COLUMNS = ["way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test", "budget", "seconds", "host"]
+COLUMNS = ["way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test", "budget", "seconds", "host", "together"]
 WAYS = ("shared", "each", "grid")
 RATIOS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 WORST_DROP, DROPS = 0.05, (0.005, 0.01, 0.02)
@@ -67,10 +73,12 @@ def main(name: str, limit: str, seeds: int, ways: list[str], out: Path, faster: 
         fill_caches(task, config)
         asked = config.model_copy(update={"seed": seed, "out": str(out / f"{name}-{way}-{seed}")})
         append(path, grid(task, asked) if way == "grid" else searched(task, asked, way))
-    models = of_limit(path, limit)
-    if set(models["way"]) <= {"grid"}:
+    if set(of_limit(path, limit)["way"]) <= {"grid"}:
         print("Nothing to compare the grids with")
         return 0
+    time_together(path, name, limit, task, config)
+    models = of_limit(path, limit)
+    models["latency"] = models["together"]
     draw(models, name, out / f"live_{name}.png")
     return report(models, faster)
 
@@ -103,6 +111,42 @@ def opened(task: Task, config: SearchConfig) -> Iterator[tuple[Workbench, Search
         yield bench, space, fingerprint
     finally:
         bench.framework.close()
+
+
+def time_together(path: Path, name: str, limit: str, task: Task, config: SearchConfig) -> None:
+    """Measure the models of all rows of this length side by side, relative to the original, unless that was done."""
+    every = pd.read_csv(path)
+    rows = every["limit"] == limit
+    if "together" in every and every.loc[rows, "together"].notna().all():
+        return
+    with opened(task, config) as (bench, space, _):
+        keys = sorted(set(map(identity, rows_of(every[rows]))))
+        compiled = {key: compiled_again(bench, space, path.parent / f"{name}-{key[0]}", key[1]) for key in keys}
+        latencies = dict(zip(compiled, measure(list(compiled.values()), bench.reference, bench.reference_ms), strict=True))
+    every.loc[rows, "together"] = [round(latencies[identity(one)].ratio, 5) for one in rows_of(every[rows])]
+    every.to_csv(path, index=False)
+
+
+def rows_of(models: pd.DataFrame) -> list[Row]:
+    """The rows as dicts."""
+    return [{str(name): value for name, value in one.items()} for one in models.to_dict("records")]
+
+
+def identity(one: Row) -> tuple[str, str]:
+    """A grid's ratio, the same for all seeds; or a run's folder and the number of a trial."""
+    if one["way"] == "grid":
+        return "grid", one["model"].split(",")[0].split()[1]
+    return f"{one['way']}-{one['seed']}", one["model"].split()[1]
+
+
+def compiled_again(bench: Workbench, space: SearchSpace, folder: Path, which: str) -> ov.CompiledModel:
+    """A trial of a run's folder; or, where there is none, a ratio of the grid without its training, which changes no latency."""
+    if not folder.is_dir():
+        candidate = bench.candidate(uniform_policy(bench.structure, float(which), space.steps))
+        return compile_model(bench.deploy(candidate, bench.target, False, bench.samples[:1])[0], bench.target)
+    (record,) = [one for one in RunFolder(folder).records() if one.number == int(which)]
+    target = bench.target.model_copy(update={"precision": record.plan.precision or bench.target.precision})
+    return compile_model(RunFolder(folder).trial(record.number) / "model.xml", target)
 
 
 def append(path: Path, rows: list[Row]) -> None:
