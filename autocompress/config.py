@@ -48,7 +48,7 @@ class FineTuning(BaseModel):
             weights; "auto" shares where that pays and is found not to cost accuracy, and says what was decided and why.
         inherit_epochs: of a candidate's own training after it has inherited.
         final_epochs: of the models of the front, once all candidates are tried. None: the same as `epochs` for models that
-            inherit, and up to sixteen times as many where a time limit leaves time for it: what will be delivered first, then
+            inherit, and up to ten times as many where a time limit leaves time for it: what will be delivered first, then
             what is foretold to gain most. 0: none.
     """
 

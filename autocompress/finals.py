@@ -25,19 +25,20 @@ from autocompress.strategy.acquisition import expected_improvement
 
 Array = NDArray[np.float64]
 
-LONGEST = 16
+LONGEST = 10
 """Times as long as a candidate a model is trained at most."""
-LEARNING = 0.8
+LEARNING = 0.7
 """Power of the epochs with which a loss falls.
 
-A ResNet-8 (.955) without a branch reached .937, .952 and .957 in 3, 12 and 24 epochs; a MobileNetV2 with a quarter of its
-channels (.970) reached .918, .959 and .966 in 2, 11 and 19. Four others of a MobileNetV2 lost .009, .014, .022 and .038 in 2
-epochs, and .001, .005, .006 and .013 in 8. The powers lie between .7 and 1.6.
+A ResNet-8 (.955) without a branch reached .937, .952 and .957 in 3, 12 and 24 epochs. Of a full MobileNetV2 (.970) models with
+.956, .952, .930 and .920 after 2 epochs reached .968, .967, .960 and .962 in 21, 32, 19 and 29. The powers lie between .6 and .9.
 """
 MARGIN = 1.15
 """Times as long as told by others a training may take: one that has to be cut off is lost."""
 MOST_LOSS = 6
 """Times the median loss of a front's models against the most accurate of all: what has lost more will hardly win it back."""
+SMALL_LOSS = 0.1
+"""Times the median loss: what differs by less is hardly told apart."""
 NOTHING_SAVED = 1.02
 """Hypervolume is counted from this multiple of what the original costs, whatever the budget, so that accuracy counts as well."""
 MOST_MODELS = 8
@@ -96,6 +97,40 @@ def promising_and_others(
     return promising, [record for record in front if record not in promising]
 
 
+@dataclass(frozen=True)
+class Value:
+    """What a front is worth: how fast a model is at every loss that a user may allow.
+
+    That is the hypervolume with both axes on logarithmic scales: half the loss counts alike whether it is large or small, and so
+    does half the latency.
+
+    Attributes:
+        most_accurate: gain against which losses are counted.
+        smallest: losses below it are hardly told apart.
+        largest: loss of interest.
+        limit: cost of interest.
+    """
+
+    most_accurate: float
+    smallest: float
+    largest: float
+    limit: float
+
+    def added(self, models: Array, known: Array) -> Array:
+        """What each model adds to those that are known; rows of (gain, cost)."""
+        levels, others = self._levels(models[:, 0]), self._levels(known[:, 0])
+        own_costs, known_costs = np.log(models[:, 1:]), np.log(known[:, 1:])
+        mean = -np.log(np.maximum(levels, np.finfo(float).tiny))
+        counted_from = 0.0, np.log([self.limit])
+        return expected_improvement(mean, np.zeros(len(mean)), own_costs, others, known_costs, counted_from)
+
+    def _levels(self, gains: Array) -> Array:
+        """0 at the largest loss of interest."""
+        smallest = max(self.smallest, np.finfo(float).tiny)
+        losses = np.maximum(self.most_accurate - gains, 0.0)
+        return np.asarray(np.log((self.largest + smallest) / (losses + smallest)))
+
+
 class Finals:
     """What is known of a search, and what training a model of its front would add to that.
 
@@ -120,8 +155,8 @@ class Finals:
         self._delivered = max((self._gain(record) for record in useful), default=-np.inf)
         self._is_first = not any(record.is_final for record in useful)
         self._originals = [self._cost(record) for record in complete if record.source == ORIGINAL]
-        known = np.array([[-self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
-        self._known = known[non_dominated(known)]
+        known = np.array([[self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
+        self._known = known[non_dominated(known * (-1, 1))]
         timed = [(record, _epochs_of(record, lengths.own)) for record in complete if record.seconds.get(Stage.FINE_TUNE)]
         self._timed = [(record, epochs) for record, epochs in timed if epochs]
 
@@ -146,28 +181,23 @@ class Finals:
         The very first is what will be delivered, unless something better is there without a training; then comes what adds most.
         """
         open_ones = [final for record in models if (final := self._final(record, share)) is not None]
-        reference = NOTHING_SAVED * max([*self._originals, *map(self._cost, models)])
-        floor = min(map(self._gain, models))
+        losses = [self._most_accurate - self._gain(record) for record in models]
+        value = Value(self._most_accurate, SMALL_LOSS * median(losses), max(losses), NOTHING_SAVED * self._largest_cost(models))
         known, total = self._known, 0.0
         chosen: list[Final] = []
         while open_ones and len(chosen) < count:
-            added = self._added(open_ones, known, floor, reference)
+            added = value.added(np.array([[final.gain, self._cost(final.record)] for final in open_ones]), known)
             most_accurate = max(range(len(open_ones)), key=lambda i: open_ones[i].gain)
             best = max(range(len(open_ones)), key=lambda i: (added[i], open_ones[i].gain))
             if self._is_first and not chosen and open_ones[most_accurate].gain > self._delivered:
                 best = most_accurate
             chosen.append(open_ones.pop(best))
-            known = np.concatenate([known, [[-chosen[-1].gain, self._cost(chosen[-1].record)]]])
+            known = np.concatenate([known, [[chosen[-1].gain, self._cost(chosen[-1].record)]]])
             total += float(added[best])
         return total, chosen
 
-    def _added(self, finals: Sequence[Final], known: Array, floor: float, reference: float) -> Array:
-        """The hypervolume that each training would add, counted from a gain and a cost."""
-        above = np.array([final.gain for final in finals]) - floor
-        own_costs = np.array([[self._cost(final.record)] for final in finals])
-        mean = -np.log(np.maximum(above, np.finfo(float).tiny))
-        counted_from = 0.0, np.array([reference])
-        return expected_improvement(mean, np.zeros(len(mean)), own_costs, -known[:, 0] - floor, known[:, 1:], counted_from)
+    def _largest_cost(self, models: Sequence[TrialRecord]) -> float:
+        return max([*self._originals, *map(self._cost, models)])
 
     def _final(self, record: TrialRecord, share: float | None) -> Final | None:
         """A model's training within a share of the time; None where it does not fit."""
