@@ -1,8 +1,8 @@
 """The front's own training after a search: which model is trained next, and for how long.
 
 What a model has lost against the most accurate one falls with the length of its training in much the same way in all models, so
-the accuracy that a longer training would give can be foretold, and with it the hypervolume that it would add to the front. A fast
-model that has lost a point wins more, and in less time, than a slow one that has lost nothing.
+the accuracy that a longer training would give can be foretold, and with it what it would add to the front. A fast model that has
+lost a point wins more, and in less time, than a slow one that has lost nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_LOSS = 6
 SMALL_LOSS = 0.1
 """Times the median loss: what differs by less is hardly told apart."""
 NOTHING_SAVED = 1.02
-"""Hypervolume is counted from this multiple of what the original costs, whatever the budget, so that accuracy counts as well."""
+"""Costs are counted from this multiple of the original's, whatever the budget, so that accuracy counts as well."""
 MOST_MODELS = 8
 """That are weighed against each other."""
 UNTRAINED = (Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
@@ -163,8 +163,7 @@ class Finals:
     def next(self, models: Sequence[TrialRecord], seconds: float | None) -> Final | None:
         """The model that is trained next, and for how long; None where there is no time for any.
 
-        Training few models for long and many for a short time are weighed against each other by the hypervolume that each is
-        foretold to add.
+        Training few models for long and many for a short time are weighed against each other by what each is foretold to add.
 
         Args:
             models: that were not trained yet, as candidates.
@@ -176,7 +175,7 @@ class Finals:
         return max(feasible, key=lambda plan: plan[:2])[2] if feasible else None
 
     def _plan(self, models: Sequence[TrialRecord], share: float | None, count: int) -> tuple[float, list[Final]]:
-        """So many models, each trained for its share of the time; and the hypervolume that all add.
+        """What so many models add, each trained for its share of the time; and the models in order.
 
         The very first is what will be delivered, unless something better is there without a training; then comes what adds most.
         """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from records import make_record
 
 from autocompress.baselines import ORIGINAL
 from autocompress.config import Objective
-from autocompress.finals import LEARNING, LONGEST, MARGIN, Final, Finals, Lengths, promising_and_others
+from autocompress.finals import LEARNING, LONGEST, MARGIN, Final, Finals, Lengths, Value, promising_and_others
 from autocompress.front import eligible
 from autocompress.metrics import resolve_metric
 from autocompress.policy import Policy
@@ -110,6 +111,15 @@ def test_less_is_better_where_the_metric_says_so() -> None:
     found = all_of(promising, 1000.0, "mse")
     assert numbers(found) == [1, 0]
     assert -0.06 < found[0].gain < -0.05
+
+
+def test_half_of_a_loss_and_half_of_a_latency_count_alike_wherever_they_are() -> None:
+    value = Value(most_accurate=0.96, smallest=0.0, largest=0.08, limit=2.0)
+    known = np.array([[0.88, 0.4]])
+    large, small, slow = value.added(np.array([[0.92, 0.5], [0.94, 0.5], [0.92, 1.0]]), known)
+    assert large == pytest.approx(np.log(2) * np.log(4))
+    assert small == pytest.approx(2 * large)
+    assert slow == pytest.approx(large / 2)
 
 
 def test_an_empty_front_has_no_next_model() -> None:
