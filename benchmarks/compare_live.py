@@ -151,7 +151,8 @@ def compiled_again(bench: Workbench, space: SearchSpace, folder: Path, which: st
 
 def append(path: Path, rows: list[Row]) -> None:
     """Write the rows of one search at once; seconds are those of all of it, the budget is relative to the original's latency."""
-    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, mode="a", header=not path.is_file(), index=False)
+    known = [pd.read_csv(path)] if path.is_file() else []
+    pd.concat([*known, pd.DataFrame(rows, columns=COLUMNS)]).to_csv(path, index=False)
 
 
 def searched(task: Task, config: SearchConfig, way: str) -> list[Row]:
