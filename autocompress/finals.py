@@ -7,6 +7,7 @@ lost a point wins more, and in less time, than a slow one that has lost nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -43,8 +44,8 @@ NOTHING_SAVED = 1.02
 """Costs are counted from this multiple of the original's, whatever the budget, so that accuracy counts as well."""
 MOST_MODELS = 8
 """That are weighed against each other."""
-UNTRAINED = (Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
-"""What a model that was measured before is spared."""
+OTHERS = (Stage.FINE_TUNE, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
+"""The training itself, and what is spared where a model was measured before. The longest of all else counts, as at the deadline."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def promising_and_others(
     """The models of a front that may come near the most accurate one of all, and those that have lost far more than most."""
     most_accurate = max((metric.gain(record.accuracy_valid or 0.0) for record in complete), default=0.0)
     losses = [most_accurate - metric.gain(record.accuracy_valid or 0.0) for record in front]
-    most = MOST_LOSS * median(losses) if front else 0.0
+    most = MOST_LOSS * median(losses) or math.inf if front else 0.0  # most may be as accurate as the most accurate
     promising = [record for record, loss in zip(front, losses, strict=True) if loss <= most]
     return promising, [record for record in front if record not in promising]
 
@@ -128,7 +129,7 @@ class Value:
         """0 at the largest loss of interest."""
         smallest = max(self.smallest, np.finfo(float).tiny)
         losses = np.maximum(self.most_accurate - gains, 0.0)
-        return np.asarray(np.log((self.largest + smallest) / (losses + smallest)))
+        return np.asarray(np.log(self.largest + smallest) - np.log(losses + smallest))
 
 
 class Finals:
@@ -159,6 +160,7 @@ class Finals:
         self._known = known[non_dominated(known * (-1, 1))]
         timed = [(record, _epochs_of(record, lengths.own)) for record in complete if record.seconds.get(Stage.FINE_TUNE)]
         self._timed = [(record, epochs) for record, epochs in timed if epochs]
+        self._besides = max(sum(s for stage, s in record.seconds.items() if stage not in OTHERS) for record in complete)
 
     def next(self, models: Sequence[TrialRecord], seconds: float | None) -> Final | None:
         """The model that is trained next, and for how long; None where there is no time for any.
@@ -205,7 +207,7 @@ class Finals:
             fits = self._epochs_within(share, record)
             if fits < least:
                 return None
-            epochs = self._lengths.fixed(record) or min(fits, LONGEST * self._lengths.own)
+            epochs = self._lengths.fixed(record) or min(fits, max(least, LONGEST * self._lengths.own))
         return Final(record, epochs, self._foretold(record, epochs))
 
     def _epochs_within(self, seconds: float, record: TrialRecord) -> int:
@@ -213,9 +215,7 @@ class Finals:
         if not self._timed:
             return self._lengths.least(record) if seconds > 0 else 0
         nearest, epochs = min(self._timed, key=lambda pair: abs((pair[0].macs or 0) - (record.macs or 0)))
-        training = nearest.seconds[Stage.FINE_TUNE]
-        besides = nearest.total_seconds - training - sum(nearest.seconds.get(stage, 0.0) for stage in UNTRAINED)
-        return int((seconds - besides) / (MARGIN * training / epochs))
+        return int((seconds - self._besides) / (MARGIN * nearest.seconds[Stage.FINE_TUNE] / epochs))
 
     def _foretold(self, record: TrialRecord, epochs: int) -> float:
         """The gain of a model after a training; what an heir without any of its own inherited counts as a candidate's."""

@@ -98,6 +98,12 @@ def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() 
     assert promising_and_others([], [], ACCURACY) == ([], [])
 
 
+def test_all_are_promising_where_most_have_lost_nothing() -> None:
+    models = front((0.95, 2.0), (0.95, 1.5), (0.95, 1.3), (0.93, 1.2))
+    assert promising_and_others(models, models, ACCURACY) == (models, [])
+    assert Finals(models, models, ["accuracy", "latency"], ACCURACY, Lengths(OWN)).next(models, 1000.0) is not None
+
+
 def test_a_fast_model_is_promising_beside_many_that_are_alike() -> None:
     """They all have lost about as much against the original, which is the most accurate."""
     models = front((0.9552, 1.2), (0.9538, 1.18), (0.9534, 1.1), (0.953, 1.05), (0.9522, 0.9), (0.9456, 0.8), (0.93, 0.65))
@@ -145,6 +151,12 @@ def test_what_an_heir_inherited_counts_as_a_candidates_training() -> None:
     assert final is not None
     assert final.epochs == OWN
     assert final.gain == pytest.approx(0.96 - 0.02 * 2**-LEARNING)
+
+
+def test_a_model_that_had_a_long_training_gets_a_longer_one() -> None:
+    final = finals([one := model(0, 0.94, 1.0, epochs=LONGEST * OWN + 5)]).next([one], 1000.0)
+    assert final is not None
+    assert final.epochs == LONGEST * OWN + 6
 
 
 @pytest.mark.parametrize(("had", "epochs"), [(0, OWN), (1, OWN), (OWN, OWN + 1), (5, 6), (None, OWN + 1)])
