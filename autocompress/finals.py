@@ -45,7 +45,7 @@ NOTHING_SAVED = 1.02
 MOST_MODELS = 8
 """That are weighed against each other."""
 OTHERS = (Stage.FINE_TUNE, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
-"""The training itself, and what is spared where a model was measured before. The longest of all else counts, as at the deadline."""
+"""The training, and what is spared where a model was measured before. The longest of all else counts, as at the deadline."""
 
 
 @dataclass(frozen=True)
