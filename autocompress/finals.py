@@ -87,17 +87,6 @@ class Final:
     gain: float
 
 
-def promising_and_others(
-    front: Sequence[TrialRecord], complete: Sequence[TrialRecord], metric: Metric
-) -> tuple[list[TrialRecord], list[TrialRecord]]:
-    """The models of a front that may come near the most accurate one of all, and those that have lost far more than most."""
-    most_accurate = max((metric.gain(record.accuracy_valid or 0.0) for record in complete), default=0.0)
-    losses = [most_accurate - metric.gain(record.accuracy_valid or 0.0) for record in front]
-    most = MOST_LOSS * median(losses) or math.inf if front else 0.0  # most may be as accurate as the most accurate
-    promising = [record for record, loss in zip(front, losses, strict=True) if loss <= most]
-    return promising, [record for record in front if record not in promising]
-
-
 @dataclass(frozen=True)
 class Value:
     """What a front is worth: how fast a model is at every loss that a user may allow.
@@ -162,6 +151,13 @@ class Finals:
         self._timed = [(record, epochs) for record, epochs in timed if epochs]
         self._besides = max(sum(s for stage, s in record.seconds.items() if stage not in OTHERS) for record in complete)
 
+    def promising_and_others(self, front: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
+        """The models of a front that may come near the most accurate one of all, and those that have lost far more than most."""
+        losses = [self._loss(record) for record in front]
+        most = MOST_LOSS * median(losses) or math.inf if front else 0.0  # most may be as accurate as the most accurate
+        promising = [record for record, loss in zip(front, losses, strict=True) if loss <= most]
+        return promising, [record for record in front if record not in promising]
+
     def next(self, models: Sequence[TrialRecord], seconds: float | None) -> Final | None:
         """The model that is trained next, and for how long; None where there is no time for any.
 
@@ -182,7 +178,7 @@ class Finals:
         The very first is what will be delivered, unless something better is there without a training; then comes what adds most.
         """
         open_ones = [final for record in models if (final := self._final(record, share)) is not None]
-        losses = [self._most_accurate - self._gain(record) for record in models]
+        losses = [self._loss(record) for record in models]
         value = Value(self._most_accurate, SMALL_LOSS * median(losses), max(losses), NOTHING_SAVED * self._largest_cost(models))
         known, total = self._known, 0.0
         chosen: list[Final] = []
@@ -221,10 +217,13 @@ class Finals:
         """The gain of a model after a training; what an heir without any of its own inherited counts as a candidate's."""
         own = self._lengths.own
         kept = float(max((epochs + own * (record.epochs == 0)) / own, 1.0) ** -LEARNING)
-        return self._most_accurate - kept * (self._most_accurate - self._gain(record))
+        return self._most_accurate - kept * self._loss(record)
 
     def _gain(self, record: TrialRecord) -> float:
         return float(self._metric.gain(record.accuracy_valid or 0.0))
+
+    def _loss(self, record: TrialRecord) -> float:
+        return self._most_accurate - self._gain(record)
 
     def _cost(self, record: TrialRecord) -> float:
         """The first objective beside the accuracy: with more of them a plan would take longer than it is worth."""

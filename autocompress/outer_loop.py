@@ -12,7 +12,7 @@ from autocompress import baselines
 from autocompress.config import SearchConfig, validated
 from autocompress.console import printing
 from autocompress.errors import OutOfTimeError
-from autocompress.finals import LONGEST, Final, Finals, Lengths, promising_and_others
+from autocompress.finals import LONGEST, MOST_MODELS, Finals, Lengths
 from autocompress.foresight import Foresight
 from autocompress.front import eligible, front_of
 from autocompress.policy import Policy
@@ -35,8 +35,8 @@ UNIFORM_SHARE = 1 / 3
 """Of the time that is left, for the uniformly pruned baselines."""
 FINAL = "final"
 """Source of a model of the front that was trained once more."""
-FINAL_SHARE, LEAST_CANDIDATES, FRONT_MODELS = 0.5, 3, 8
-"""Of the time that is left, for the front's own training: after so many candidates at least, and of so many models at most."""
+FINAL_SHARE, LEAST_CANDIDATES = 0.5, 3
+"""Of the time that is left, for the front's own training, after so many candidates at least."""
 LOOKED_AT = (Stage.COMPRESS, Stage.EXPORT_UNTRAINED, Stage.MEASURE_UNTRAINED)
 
 
@@ -182,15 +182,16 @@ class Search(TimedRun):
             return 0.0
         own = self.bench.tune_settings.epochs
         epoch = epoch_seconds(self.folder.records(), own)
-        most = math.inf if epoch is None else FRONT_MODELS * LONGEST * own * epoch
+        most = math.inf if epoch is None else MOST_MODELS * LONGEST * own * epoch
         return max(0.0, min(FINAL_SHARE * left, left - LEAST_CANDIDATES * self._trial_seconds(), most))
 
     def _train_front(self) -> None:
         """Train the models of the front once more, each by itself, from where a candidate starts."""
         skipped, groups = 0, self._groups_of_the_front()
+        ended = {r.policy for r in self.folder.records() if r.is_final and r.state in (State.COMPLETE, State.FAILED)}
         for models in groups:
-            waiting = [record for record in models if not self._was_trained_again(record)]
-            while waiting and (final := self._next_final(waiting)) is not None:
+            waiting = [record for record in models if record.policy not in ended]
+            while waiting and (final := self._finals().next(waiting, self._seconds_left())) is not None:
                 self.run_trial(final.record.plan.model_copy(update={"epochs": final.epochs}), FINAL)
                 waiting.remove(final.record)
             skipped += len(waiting)
@@ -199,32 +200,24 @@ class Search(TimedRun):
 
     def _groups_of_the_front(self) -> list[list[TrialRecord]]:
         """What was tuned of the front, in the order in which it is worth a training: what keeps the limits first."""
-        candidates = [r for r in self._complete if not r.is_final]
+        candidates = [r for r in self.folder.records() if r.state == State.COMPLETE and not r.is_final]
         kept, whole = (self._tuned_front(records) for records in (self._useful(candidates), candidates))
-        return [*promising_and_others(kept, self._complete, self.metric), [r for r in whole if r not in kept]]
+        return [*self._finals().promising_and_others(kept), [r for r in whole if r not in kept]]
 
     def _tuned_front(self, records: list[TrialRecord]) -> list[TrialRecord]:
         return [r for r in front_of(records, self.objectives, self.metric) if r.plan.tune and not r.is_baseline]
-
-    @property
-    def _complete(self) -> list[TrialRecord]:
-        return [r for r in self.folder.records() if r.state == State.COMPLETE]
 
     def _useful(self, records: list[TrialRecord]) -> list[TrialRecord]:
         """What keeps the budget and the size. What has lost too much may win it back."""
         return eligible(records, self.budget_ms, None, None, self.metric, self.config.max_bytes)
 
-    def _was_trained_again(self, record: TrialRecord) -> bool:
-        ended = [r for r in self.folder.records() if r.is_final and r.state in (State.COMPLETE, State.FAILED)]
-        return any(r.policy == record.policy for r in ended)
-
-    def _next_final(self, models: list[TrialRecord]) -> Final | None:
-        """The model of the front that is trained next; None where there is no time for any."""
-        open_ones = [r for r in self.folder.records() if r.state == State.RUNNING]
-        begun = {r.policy: r.plan.epochs for r in open_ones if r.plan.epochs is not None}
+    def _finals(self) -> Finals:
+        """What is known now of the front's own trainings."""
+        records = self.folder.records()
+        complete = [r for r in records if r.state == State.COMPLETE]
+        begun = {r.policy: r.plan.epochs for r in records if r.state == State.RUNNING and r.plan.epochs is not None}
         lengths = Lengths(self.bench.tune_settings.epochs, self.config.fine_tuning.final_epochs, begun)
-        finals = Finals(self._complete, self._useful(self._complete), self.objectives, self.metric, lengths)
-        return finals.next(models, self._seconds_left())
+        return Finals(complete, self._useful(complete), self.objectives, self.metric, lengths)
 
     def _tell(self, record: TrialRecord) -> None:
         if self.sampling.is_foreseen:

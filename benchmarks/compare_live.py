@@ -121,7 +121,8 @@ def time_together(path: Path, name: str, limit: str, task: Task, config: SearchC
         return
     with opened(task, config) as (bench, space, _):
         keys = sorted(set(map(identity, rows_of(every[rows]))))
-        compiled = {key: compiled_again(bench, space, path.parent / f"{name}-{key[0]}", key[1]) for key in keys}
+        folders = {run: None if run == "grid" else path.parent / f"{name}-{run}" for run, _ in keys}
+        compiled = {(run, which): compiled_again(bench, space, folders[run], which) for run, which in keys}
         latencies = dict(zip(compiled, measure(list(compiled.values()), bench.reference, bench.reference_ms), strict=True))
     every.loc[rows, "together"] = [round(latencies[identity(one)].ratio, 5) for one in rows_of(every[rows])]
     every.to_csv(path, index=False)
@@ -139,9 +140,9 @@ def identity(one: Row) -> tuple[str, str]:
     return f"{one['way']}-{one['seed']}", one["model"].split()[1]
 
 
-def compiled_again(bench: Workbench, space: SearchSpace, folder: Path, which: str) -> ov.CompiledModel:
+def compiled_again(bench: Workbench, space: SearchSpace, folder: Path | None, which: str) -> ov.CompiledModel:
     """A trial of a run's folder; or, where there is none, a ratio of the grid without its training, which changes no latency."""
-    if not folder.is_dir():
+    if folder is None:
         candidate = bench.candidate(uniform_policy(bench.structure, float(which), space.steps))
         return compile_model(bench.deploy(candidate, bench.target, False, bench.samples[:1])[0], bench.target)
     (record,) = [one for one in RunFolder(folder).records() if one.number == int(which)]

@@ -10,7 +10,7 @@ from records import make_record
 
 from autocompress.baselines import ORIGINAL
 from autocompress.config import Objective
-from autocompress.finals import LEARNING, LONGEST, MARGIN, Final, Finals, Lengths, Value, promising_and_others
+from autocompress.finals import LEARNING, LONGEST, MARGIN, Final, Finals, Lengths, Value
 from autocompress.front import eligible
 from autocompress.metrics import resolve_metric
 from autocompress.policy import Policy
@@ -39,6 +39,11 @@ def finals(records: list[TrialRecord], metric: str = "accuracy", budget_ms: floa
     complete, measure = [original, *records], resolve_metric(metric, None)
     useful = eligible(complete, budget_ms, None, None, measure)
     return Finals(complete, useful, ["accuracy", "latency"], measure, Lengths(OWN, **lengths))  # type: ignore[arg-type]
+
+
+def alone(records: list[TrialRecord]) -> Finals:
+    """The finals of a search that has these records and no others."""
+    return Finals(records, records, ["accuracy", "latency"], ACCURACY, Lengths(OWN))
 
 
 def all_of(models: list[TrialRecord], seconds: float | None, metric: str = "accuracy", budget_ms: float = 9.0) -> list[Final]:
@@ -92,28 +97,28 @@ def test_no_plan_takes_longer_than_there_is_time(seconds: float) -> None:
 
 def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() -> None:
     models = front((0.954, 2.0), (0.946, 1.5), (0.941, 1.3), (0.83, 1.2), (0.24, 0.5))
-    promising, others = promising_and_others(models, models, ACCURACY)
+    promising, others = alone(models).promising_and_others(models)
     assert promising == models[:3]
     assert others == models[3:]
-    assert promising_and_others([], [], ACCURACY) == ([], [])
+    assert alone(models).promising_and_others([]) == ([], [])
 
 
 def test_all_are_promising_where_most_have_lost_nothing() -> None:
     models = front((0.95, 2.0), (0.95, 1.5), (0.95, 1.3), (0.93, 1.2))
-    assert promising_and_others(models, models, ACCURACY) == (models, [])
-    assert Finals(models, models, ["accuracy", "latency"], ACCURACY, Lengths(OWN)).next(models, 1000.0) is not None
+    assert alone(models).promising_and_others(models) == (models, [])
+    assert alone(models).next(models, 1000.0) is not None
 
 
 def test_a_fast_model_is_promising_beside_many_that_are_alike() -> None:
     """They all have lost about as much against the original, which is the most accurate."""
     models = front((0.9552, 1.2), (0.9538, 1.18), (0.9534, 1.1), (0.953, 1.05), (0.9522, 0.9), (0.9456, 0.8), (0.93, 0.65))
     original = make_record(99, 0.9696, 2.0, policy=Policy())
-    assert promising_and_others(models, [original, *models], ACCURACY) == (models, [])
+    assert alone([original, *models]).promising_and_others(models) == (models, [])
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:
     models = front((0.055, 1.8), (0.06, 1.2), (0.9, 0.5))
-    promising, _ = promising_and_others(models, models, resolve_metric("mse", None))
+    promising, _ = finals(models, "mse").promising_and_others(models)
     found = all_of(promising, 1000.0, "mse")
     assert numbers(found) == [1, 0]
     assert -0.06 < found[0].gain < -0.05
