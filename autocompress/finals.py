@@ -21,7 +21,6 @@ from autocompress.front import costs, non_dominated
 from autocompress.metrics import Metric
 from autocompress.policy import Policy
 from autocompress.record import Stage, TrialRecord
-from autocompress.shared import is_shared
 from autocompress.strategy.acquisition import expected_improvement
 
 Array = NDArray[np.float64]
@@ -147,8 +146,8 @@ class Finals:
         self._originals = [self._cost(record) for record in complete if record.source == ORIGINAL]
         known = np.array([[self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
         self._known = known[non_dominated(known * (-1, 1))]
-        timed = [(record, _epochs_of(record, lengths.own)) for record in complete if record.seconds.get(Stage.FINE_TUNE)]
-        self._timed = [(record, epochs) for record, epochs in timed if epochs]
+        trained = [record for record in complete if record.seconds.get(Stage.FINE_TUNE)]
+        self._timed = [(record, record.epochs or lengths.own) for record in trained]
         self._besides = max(sum(s for stage, s in record.seconds.items() if stage not in OTHERS) for record in complete)
 
     def promising_and_others(self, front: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
@@ -228,10 +227,3 @@ class Finals:
     def _cost(self, record: TrialRecord) -> float:
         """The first objective beside the accuracy: with more of them a plan would take longer than it is worth."""
         return costs(record, self._objectives, self._metric)[1]
-
-
-def _epochs_of(record: TrialRecord, own: int) -> int | None:
-    """How long a model was trained; None of an heir that was trained for a shorter time."""
-    if record.plan.epochs is not None:
-        return record.plan.epochs
-    return None if Stage.INHERIT in record.done and is_shared(record.policy) else own

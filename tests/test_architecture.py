@@ -25,7 +25,7 @@ LAYERS = [
     ["front", "inert", "timekeeping"],
     ["space"],
     ["policy_file"],
-    ["baselines", "strategy", "target"],
+    ["baselines", "shareable", "strategy", "target"],
     ["frameworks"],
     ["history"],
     ["deploy", "prepared", "shared"],
