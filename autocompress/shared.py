@@ -117,7 +117,7 @@ class PolicySampler:
         return min(found, key=lambda policy: abs(self.predicted(policy) - wanted))
 
     def _point(self, generator: np.random.Generator) -> dict[str, int]:
-        """Any choice of each decision; the share of branches that are gone is drawn first, so that few and many are as frequent."""
+        """Any choices; the share of branches that are gone is drawn first, so that few and many are as frequent."""
         point = {d.name: int(generator.integers(len(d.choices) - d.ends_whole)) for d in self.space.decisions}
         gone = generator.uniform(0, MOST_GONE)
         return point | {name: last for name, last in self._branches.items() if generator.uniform() < gone}
