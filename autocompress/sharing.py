@@ -15,12 +15,10 @@ from autocompress.errors import DiskFullError, OutOfTimeError, StageError, UserE
 from autocompress.policy import Policy
 from autocompress.record import Plan, Stage, TrialRecord
 from autocompress.run_folder import RunFolder
-from autocompress.shareable import Shareable, branches_that_share
 from autocompress.shared import (
     FOLDER,
     PROBE_SAMPLES,
     SHORTEST_CYCLE,
-    STATE,
     PolicySampler,
     Screen,
     SharedTuning,
@@ -31,7 +29,7 @@ from autocompress.space import SearchSpace
 from autocompress.trial import Inheritance, Workbench
 from autocompress.watch import Watcher
 
-DECISION, BRANCHES = f"{FOLDER}/decision.json", f"{FOLDER}/branches.json"
+DECISION = f"{FOLDER}/decision.json"
 PAYS_FROM = 16
 """Candidates for which one training is cheaper than their own: it and its check take about as long as a dozen."""
 MOST_TIME = 1 / 3
@@ -140,11 +138,12 @@ class Sharing:
         """
         bench, settings = self.bench, self.bench.tune_settings
         training = bench.framework.share(bench.task, bench.config.criterion, settings)
+        screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
         most = None if seconds is None else MOST_TIME * seconds
         epochs = cycle_within(trials, most, self._own_seconds) * settings.epochs
         try:
             state = SharedTuning(
-                self._screen, training, self._sampler, epochs, self.folder, self.watcher, cycles_for(trials), most
+                screen, training, self._sampler, epochs, self.folder, self.watcher, cycles_for(trials), most
             ).run()
         except (OutOfTimeError, DiskFullError, UserError):
             raise
@@ -155,37 +154,14 @@ class Sharing:
             self._decide(decision, False, f"the shared training failed: {failure}", not isinstance(error, WorkerError))
             return None
         self.watcher.say(f"The shared training is done after {state.seconds:.0f} s: {state.finished}")
-        return Inheritance(training, self._screen, bench.config.fine_tuning.inherit_epochs, self._shareable)
+        return Inheritance(training, screen, bench.config.fine_tuning.inherit_epochs)
 
     @cached_property
     def _sampler(self) -> PolicySampler:
-        ratios = {d.subject: d.choices for d in self.space.decisions if d.kind == "prune"}
+        ratios = {d.subject: tuple(r for r in d.choices if r < 1) for d in self.space.decisions if d.kind == "prune"}
         predictor = self.bench.predictor(ratios, self.fingerprint, self.watcher.progress)
         limit = None if self.limit_ms is None else self.limit_ms / self.bench.reference_ms
-        return PolicySampler(self.space, predictor.ratio, limit, self.bench.config.seed, self._shareable)
-
-    @cached_property
-    def _shareable(self) -> Shareable:
-        """What the shared training trains. A resumed run keeps to it; one that an earlier version began trains all branches."""
-        if not self.folder.file(BRANCHES).is_file():
-            is_new = not self.folder.file(STATE).is_file()
-            self.folder.file(FOLDER).mkdir(exist_ok=True)
-            self.folder.write_json(BRANCHES, sorted(branches_that_share(self.space, self._untrained_gain)) if is_new else [])
-        branches = frozenset(self.folder.read_json(BRANCHES))
-        if branches:
-            self.watcher.say(
-                f"The model can spare {', '.join(sorted(branches))}: the shared training also trains it without them"
-            )
-        return Shareable(branches)
-
-    @cached_property
-    def _screen(self) -> Screen:
-        return Screen(self.bench.framework, self.bench.task, PROBE_SAMPLES)
-
-    def _untrained_gain(self, policy: Policy) -> float:
-        candidate = self.bench.candidate(policy)
-        self.bench.framework.reestimate(self.bench.task, candidate)
-        return self.bench.task.scorer.gain(self._screen.score(candidate))
+        return PolicySampler(self.space, predictor.ratio, limit, self.bench.config.seed)
 
     def _decide_by_trying(self, decision: Decision, found: Inheritance) -> None:
         """Decide by some candidates that are tuned by themselves as well."""

@@ -25,8 +25,7 @@ from autocompress.frameworks.base import Candidate, Framework, SharedTraining, T
 from autocompress.policy import Policy
 from autocompress.record import Latency, Plan, Stage, State, TrialRecord
 from autocompress.run_folder import RunFolder
-from autocompress.shareable import WITH_ALL_BRANCHES, Shareable
-from autocompress.shared import Screen
+from autocompress.shared import Screen, is_shared
 from autocompress.structure import Structure
 from autocompress.target import precision
 from autocompress.target.evaluate import score
@@ -127,13 +126,11 @@ class Inheritance:
         training: the shared training, finished.
         screen: scores them in simulation.
         epochs: of their own training.
-        shareable: tells which of them are trained in it.
     """
 
     training: SharedTraining
     screen: Screen
     epochs: int
-    shareable: Shareable = WITH_ALL_BRANCHES
 
     def settings(self, plan: Plan, alone: TuneSettings) -> TuneSettings:
         """How a candidate is trained after it has inherited.
@@ -145,7 +142,7 @@ class Inheritance:
             plan: of the candidate.
             alone: how it would be trained by itself.
         """
-        shared = self.epochs if self.shareable.holds(Policy.from_dict(plan.policy)) else alone.epochs
+        shared = self.epochs if is_shared(Policy.from_dict(plan.policy)) else alone.epochs
         return replace(alone, epochs=shared if plan.epochs is None else plan.epochs, pruning_schedule="one_shot")
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     ["front", "inert", "timekeeping"],
     ["space"],
     ["policy_file"],
-    ["baselines", "shareable", "strategy", "target"],
+    ["baselines", "strategy", "target"],
     ["frameworks"],
     ["history"],
     ["deploy", "prepared", "shared"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from autocompress.policy import LayerPolicy, Policy
 from autocompress.record import Plan, Stage, State
 from autocompress.run_folder import RunFolder
 from autocompress.setup import open_space
-from autocompress.shareable import WITH_ALL_BRANCHES, Shareable, branches_that_share
 from autocompress.shared import (
     CYCLE,
     MOST_CYCLES,
@@ -38,6 +36,8 @@ from autocompress.shared import (
     SharedTuning,
     cycle_within,
     cycles_for,
+    is_shared,
+    nearest_shared,
 )
 from autocompress.sharing import CHECKED, PARTS
 from autocompress.space import SearchSpace, build_space, load_space_spec
@@ -51,19 +51,8 @@ BITS = {"precision": [{"weights": ["float", 8, 4, 3, 2], "activations": [8]}]}
 """Of the model with one layer, and no group to prune: five policies."""
 
 
-WHOLE = {"pruning": [{"ratios": [0, 1]}], "precision": [{"weights": [8], "activations": [8]}]}
-BRANCH = "layer1.conv1"
-
-
 def space() -> SearchSpace:
     return build_space(load_space_spec(SPACE), STRUCTURE)
-
-
-def branched_space() -> SearchSpace:
-    """A branch may go whole."""
-    groups = tuple(replace(group, removable=group.name == BRANCH) for group in STRUCTURE.groups)
-    spec = SPACE | {"pruning": [{"ratios": [0, 0.5, 1]}]}
-    return build_space(load_space_spec(spec), replace(STRUCTURE, groups=groups))
 
 
 def share_of(policy: Policy) -> float:
@@ -97,38 +86,14 @@ class Listening(Watcher):
 )
 def test_widths_that_do_not_share_are_trained_as_wider_ones(layer: LayerPolicy, nearest: LayerPolicy) -> None:
     policy = Policy({"stem": 0.5}, {"head": layer})
-    assert WITH_ALL_BRANCHES.nearest(policy) == Policy({"stem": 0.5}, {"head": nearest})
-    assert WITH_ALL_BRANCHES.holds(policy) == (layer == nearest)
+    assert nearest_shared(policy) == Policy({"stem": 0.5}, {"head": nearest})
+    assert is_shared(policy) == (layer == nearest)
 
 
-def test_branches_that_cannot_be_spared_do_not_share() -> None:
-    policy = Policy({"stem": 0.5, BRANCH: 1.0}, {"head": LayerPolicy(8, 8)})
-    assert not WITH_ALL_BRANCHES.holds(policy)
-    assert WITH_ALL_BRANCHES.nearest(policy) == Policy({"stem": 0.5}, {"head": LayerPolicy(8, 8)})
-    assert Shareable(frozenset([BRANCH])).holds(policy)
-
-
-@pytest.mark.parametrize(("without", "smallest", "shares"), [(0.85, 0.1, True), (0.8, 0.1, False), (0.85, 0.6, False)])
-def test_a_branch_shares_without_which_a_model_loses_little_of_what_the_smallest_loses(
-    without: float, smallest: float, shares: bool
-) -> None:
-    gains = {Policy(): 0.9, Policy({BRANCH: 1.0}): without}
-    found = branches_that_share(branched_space(), lambda policy: gains.get(policy, smallest))
-    assert found == (frozenset([BRANCH]) if shares else frozenset())
-    assert branches_that_share(space(), lambda policy: 1 / 0) == frozenset()
-
-
-def test_policies_with_and_without_a_branch_are_trained_where_it_can_be_spared() -> None:
-    keeping, sparing = (
-        PolicySampler(branched_space(), share_of, None, 0, shareable)
-        for shareable in (WITH_ALL_BRANCHES, Shareable(frozenset([BRANCH])))
-    )
-    gone = {one: [p.pruning.get(BRANCH) == 1 for p in itertools.islice(one.policies(0), 200)] for one in (keeping, sparing)}
-    assert not any(gone[keeping])
-    assert 40 < sum(gone[sparing]) < 160
-    assert sparing.smallest.pruning[BRANCH] == 1
-    assert BRANCH not in sparing.largest.pruning
-    assert sparing.fastest < keeping.fastest
+def test_branches_that_go_whole_do_not_share() -> None:
+    policy = Policy({"stem": 0.5, "layer1.conv1": 1.0}, {"head": LayerPolicy(8, 8)})
+    assert not is_shared(policy)
+    assert nearest_shared(policy) == Policy({"stem": 0.5}, {"head": LayerPolicy(8, 8)})
 
 
 def test_the_largest_and_the_smallest_are_always_among_the_policies() -> None:
@@ -137,7 +102,7 @@ def test_the_largest_and_the_smallest_are_always_among_the_policies() -> None:
     assert steps.count(sampler.largest) >= 3
     assert steps.count(sampler.smallest) >= 3
     assert share_of(sampler.largest) == 1 > share_of(sampler.smallest)
-    assert all(map(WITH_ALL_BRANCHES.holds, steps))
+    assert all(map(is_shared, steps))
     assert len({policy.key for policy in steps}) > 2 * SANDWICH
 
 
@@ -330,8 +295,8 @@ def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path) -
     task = models.search_task(models.linear(), epochs=2)
     shared_search(task, tmp_path / "run", listening)
     records = searches.candidates(tmp_path / "run")
-    heirs = [r for r in records if not r.is_final and WITH_ALL_BRANCHES.holds(r.policy)]
-    others = [r for r in records if not r.is_final and not WITH_ALL_BRANCHES.holds(r.policy)]
+    heirs = [r for r in records if not r.is_final and is_shared(r.policy)]
+    others = [r for r in records if not r.is_final and not is_shared(r.policy)]
     final = [r for r in records if r.is_final]
     assert all(r.state == State.COMPLETE and Stage.INHERIT in r.done for r in records)
     assert len(heirs) >= 3
@@ -383,24 +348,6 @@ def test_a_search_that_was_cut_off_in_the_shared_training_goes_on_with_it(tmp_pa
     shared_search(task, tmp_path / "run", Watcher(), resume=True, **options)
     assert trained[:5] == [1, 2, 3, -1, 4]
     assert not any(r.is_final for r in searches.records(tmp_path / "run"))
-
-
-@pytest.mark.usefixtures("steady_meter")
-@pytest.mark.parametrize("spared", [True, False])
-def test_candidates_without_branches_inherit_where_the_model_can_spare_them(
-    spared: bool, tmp_path: Path, monkeypatch: Any
-) -> None:
-    task, listening, options = models.search_task(), Listening(), {"space": WHOLE, "fine_tuning": {"final_epochs": 0}}
-    with monkeypatch.context() as patched:
-        patched.setattr("autocompress.shareable.MOST_DAMAGE", 1e9 if spared else -1e9)
-        shared_search(task, tmp_path / "run", listening, **options, max_trials=2)
-    branches = RunFolder(tmp_path / "run").read_json("shared/branches.json")
-    assert bool(branches) is spared
-    shared_search(task, tmp_path / "run", Watcher(), **options, max_trials=4, resume=True)  # it keeps to what was found
-    without = [r for r in searches.candidates(tmp_path / "run") if 1 in r.policy.pruning.values()]
-    assert without
-    assert all(r.epochs == (0 if spared else task.epochs) for r in without)
-    assert any("can spare" in line for line in listening.lines) is spared
 
 
 @pytest.mark.usefixtures("steady_meter")
