@@ -370,9 +370,12 @@ def test_few_candidates_are_tuned_each_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("steady_meter")
-def test_candidates_are_tuned_each_by_itself_where_there_is_time_for_it_and_for_the_front(tmp_path: Path) -> None:
-    listening, task = Listening(), models.search_task(models.linear())
-    options: dict[str, Any] = {"fine_tuning": {"mode": "auto"}, "max_trials": None, "max_time": "10m"}
+def test_candidates_are_tuned_each_by_itself_where_there_is_time_for_it_and_for_the_front(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
+    listening, task = Listening(), models.search_task()
+    options: dict[str, Any] = {"fine_tuning": {"mode": "auto"}, "space": "int8-prune", "max_trials": 2, "max_time": "10m"}
     shared_search(task, tmp_path / "run", listening, **options)
     assert any("tuned by itself: there is time to tune about" in line for line in listening.lines)
     assert any(record.is_final for record in searches.records(tmp_path / "run"))
