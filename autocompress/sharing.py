@@ -125,7 +125,7 @@ class Sharing:
         reasons = {
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
-            enough: alone >= min(few, ENOUGH),
+            enough: alone >= ENOUGH,
             "there was no time to find out how long one training for all would take": seconds is not None and own is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,
