@@ -146,8 +146,8 @@ class Finals:
         self._originals = [self._cost(record) for record in complete if record.source == ORIGINAL]
         known = np.array([[self._gain(record), self._cost(record)] for record in useful]).reshape(-1, 2)
         self._known = known[non_dominated(known * (-1, 1))]
-        trained = [record for record in complete if record.seconds.get(Stage.FINE_TUNE)]
-        self._timed = [(record, record.epochs or lengths.own) for record in trained]
+        timed = [(record, record.epochs or lengths.own) for record in complete if record.seconds.get(Stage.FINE_TUNE)]
+        self._timed = [(record, epochs) for record, epochs in timed if epochs >= lengths.own]  # a first epoch takes longer
         self._besides = max(sum(s for stage, s in record.seconds.items() if stage not in OTHERS) for record in complete)
 
     def promising_and_others(self, front: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:

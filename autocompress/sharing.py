@@ -19,6 +19,7 @@ from autocompress.shared import (
     FOLDER,
     PROBE_SAMPLES,
     SHORTEST_CYCLE,
+    STATE,
     PolicySampler,
     Screen,
     SharedTuning,
@@ -34,7 +35,7 @@ PAYS_FROM = 16
 """Candidates for which one training is cheaper than their own: it and its check take about as long as a dozen."""
 ENOUGH = 12
 """Candidates that there is time to tune by themselves: from here on the front's own training makes more of what one training for
-all takes. With 13 and 18 of them searches without it found more (`benchmarks/compare_live.py`)."""
+all takes. With 13 and 18 of them searches without it found as much or more (`benchmarks/compare_live.py`)."""
 MOST_TIME = 1 / 3
 """Of the time that is left, for the shared training."""
 FULL_STEP = 2.0
@@ -115,7 +116,8 @@ class Sharing:
     def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None, for_front: float) -> None:
         """Decide against a shared training that would not pay, as far as that is known.
 
-        A resumed run may find otherwise, but for time that was enough: with what is left of it, it might not be.
+        A resumed run may find otherwise, but for time that was enough: some candidates were tuned by themselves by then.
+        A shared training that was begun is not given up for it.
         """
         few = min(self.space.size, self.space.size if trials is None else trials)
         own = self._own_seconds
@@ -125,7 +127,7 @@ class Sharing:
         reasons = {
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
-            enough: alone >= ENOUGH,
+            enough: alone >= ENOUGH and not self.folder.file(STATE).is_file(),
             "there was no time to find out how long one training for all would take": seconds is not None and own is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,

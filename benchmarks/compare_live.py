@@ -80,7 +80,7 @@ def main(name: str, limit: str, seeds: int, ways: list[str], out: Path, faster: 
         return 0
     time_together(path, name, limit, task, config)
     models = of_limit(path, limit)
-    models["latency"] = models["together"]
+    models["latency"] = models["together"] / models.loc[is_original(models), "together"].mean()
     draw(models, name, out / f"live_{name}.png")
     return report(models, faster, search)
 
@@ -224,7 +224,7 @@ def report(models: pd.DataFrame, faster: float, search: str) -> int:
     for way, found in volumes.items():
         took = models.loc[models["way"] == way, "seconds"].max()
         print(f"{way:8} hypervolume {'  '.join(f'{value:.4f}' for value in found.values())}, in at most {took:.0f} s")
-    broken = check_volumes(volumes, search) if search in volumes else []
+    broken = check_volumes(volumes, search) if search in volumes else [f"no searches of the mode {search}"]
     if {search, "grid"} <= set(fronts):
         broken += check_latencies({way: list(found.values()) for way, found in fronts.items()}, original, faster, search)
     print(*broken, sep="\n")
@@ -233,7 +233,12 @@ def report(models: pd.DataFrame, faster: float, search: str) -> int:
 
 def original_of(models: pd.DataFrame) -> float:
     """The original's accuracy."""
-    return float(models.loc[models["model"].str.startswith(ORIGINAL), "accuracy_test"].mean())
+    return float(models.loc[is_original(models), "accuracy_test"].mean())
+
+
+def is_original(models: pd.DataFrame) -> pd.Series:
+    """The rows of the original model."""
+    return models["model"].str.startswith(ORIGINAL)
 
 
 def volume(front: pd.DataFrame, budget: float, original: float) -> float:

@@ -194,8 +194,8 @@ def test_without_anything_that_keeps_the_limits_the_others_are_planned() -> None
     assert finals([one], budget_ms=0.1).next([one], 100.0) is not None
 
 
-def test_heirs_tell_what_their_own_epochs_took() -> None:
-    heir = model(0, 0.94, 1.0, tuning=2.0, epochs=1)
+def test_heirs_that_were_trained_for_a_shorter_time_tell_nothing_of_the_time() -> None:
+    heir = model(0, 0.94, 1.0, tuning=1.0, epochs=1)
     final = finals([heir, model(1, 0.95, 2.0)]).next([heir], 24.1)
     assert final is not None
     assert final.epochs == 10

@@ -380,7 +380,7 @@ def test_candidates_are_tuned_each_by_itself_where_there_is_time_for_it_and_for_
     assert any("tuned by itself: there is time to tune about" in line for line in listening.lines)
     assert all(Stage.INHERIT not in record.done for record in searches.records(tmp_path / "run"))
     decision = RunFolder(tmp_path / "run").read_json("shared/decision.json")
-    assert decision["shared"] is False  # for good: of the time there is less when the run is resumed
+    assert decision["shared"] is False  # also when the run is resumed with less time
 
 
 @pytest.mark.usefixtures("steady_meter")
