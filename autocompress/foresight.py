@@ -30,8 +30,8 @@ from autocompress.watch import Watcher
 
 SAMPLES = 512
 """On which a choice is scored."""
-SECONDS_PER_GRAPH = 0.35
-"""What a graph of the layer table takes to build and to time, roughly."""
+SECONDS_PER_GRAPH = 0.1
+"""What a graph of the layer table takes to build and to time in the fewest rounds, roughly: 0.05 CPU seconds, beside other work."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Foresight:
         space: whose choices are looked at.
         fingerprint: of the target.
         watcher: told of progress.
-        most_seconds: for timing layers, beside what building them takes.
+        most_seconds: after which no further round of timing layers begins.
     """
 
     bench: Workbench
@@ -54,7 +54,7 @@ class Foresight:
 
     @property
     def table_seconds(self) -> float:
-        """What the layer table is expected to take; nothing where it was built before."""
+        """What the layer table takes at least, roughly; nothing where it was built before."""
         graph, ratios = self._graph, self._ratios
         return SECONDS_PER_GRAPH * untimed_graphs(graph, self.bench.structure, ratios, self.fingerprint)
 
