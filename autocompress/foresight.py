@@ -31,7 +31,7 @@ from autocompress.watch import Watcher
 SAMPLES = 512
 """On which a choice is scored."""
 SECONDS_PER_GRAPH = 0.1
-"""What a graph of the layer table takes to build and to time in the fewest rounds, roughly: 0.05 CPU seconds, beside other work."""
+"""What a graph of the layer table takes to build and to time in the fewest rounds, roughly: twice its 0.05 CPU seconds."""
 
 
 @dataclass

@@ -6,7 +6,8 @@ NAME is an experiment; by default three in PyTorch and three in Keras. Random po
 default, are tuned one by one from the original, twice with different seeds, and inherit from one shared training: without any
 training of their own, and with one epoch.
 Accuracies are those of the simulation on the validation data, seconds are CPU seconds of this process. The spaces: `channels`
-(8-bit weights), `deep` (up to 7/8 of the channels may go), `branches` (whole ones may go too), `bits84` and `bits842` (a width for each layer).
+(8-bit weights), `deep` (up to 7/8 of the channels may go), `branches` (whole ones may go too), `bits84` and `bits842` (a width
+for each layer).
 
 Every result is kept in `runs/check_shared/` as soon as it is there, so that a run can be cut off anywhere and started again; a
 row for each policy is written to `NAME-SPACE.csv` beside it. Ends with exit code 1 if a bound is broken: inherited at least as

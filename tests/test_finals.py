@@ -103,6 +103,11 @@ def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() 
     assert alone(models).promising_and_others([]) == ([], [])
 
 
+def test_two_destroyed_models_are_not_promising_beside_one_and_a_baseline() -> None:
+    tuned, baseline = front((0.942, 0.6), (0.26, 0.41), (0.24, 0.4)), model(7, 0.951, 0.73)
+    assert alone([*tuned, baseline]).promising_and_others(tuned) == (tuned[:1], tuned[1:])
+
+
 def test_all_are_promising_where_most_have_lost_nothing() -> None:
     models = front((0.95, 2.0), (0.95, 1.5), (0.95, 1.3), (0.93, 1.2))
     assert alone(models).promising_and_others(models) == (models, [])

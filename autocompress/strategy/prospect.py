@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autocompress.strategy.acquisition import expected_improvement
 from autocompress.strategy.knapsack import Cost
-from autocompress.strategy.observed import Observed, Point, Points
+from autocompress.strategy.observed import Observed, Points
 from autocompress.strategy.surrogate import Features, Sample, Scale, Surrogate, best_belief
 
 Array = NDArray[np.float64]
@@ -25,8 +25,14 @@ HEADROOM = 1.02
 """How much better than the best so far, or than the original, a model can be."""
 LEAST_RUIN = 0.02
 """A smaller loss ruins no model, however little may be lost."""
+DESTROYED = 0.5
+"""Share of the original's advantage below which a policy tells that nothing beyond it is worth a trial either.
+
+A smaller loss of one policy does not tell that: where it was taken to, the share of the best hypervolume fell from .971 to .935
+on a table of really tuned ones, for there is noise, and not every choice that takes more away hurts more.
+"""
 MOST_COMPARED = 100
-"""Measured costs against which estimates are held."""
+"""Measured costs against which estimates are held, and destroyed models, the least compressed first."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +89,18 @@ class Prospect:
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
         kept = np.exp(-self._surrogate.as_commonest(sample))[seen.is_judged]
         self._ruined = tried[kept < 1 - max(2 * drop, LEAST_RUIN)]
+        destroyed = tried[kept < DESTROYED]
+        self._destroyed = destroyed[np.argsort(destroyed.sum(1), kind="stable")[:MOST_COMPARED]]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))
         self._floor = min(1 - drop, BELOW_THE_BEST * float(within.max(initial=0.0)))
 
-    def is_hopeless(self, point: Point) -> bool:
+    def is_hopeless(self, points: Points) -> NDArray[np.bool_]:
         """True where everything is compressed at least as much as in a policy that lost more than twice what is allowed."""
-        return bool((np.array(point) >= self._ruined).all(1).any())
+        return _goes_further(points, self._ruined)
 
     def worth(self, points: Points, latencies: Array | None = None) -> Array:
-        """Of points, one a row; negative where a limit is not kept, the more the further it is missed.
+        """Of points, one a row. Nothing beyond what destroys the model; negative where a limit is missed, the more the further.
 
         Args:
             points: that could be tried.
@@ -106,7 +114,7 @@ class Prospect:
         costs_in = costs[:, : self._objectives]
         added = expected_improvement(mean, spread, costs_in, self._gains, self._charges, reference, self._highest)
         missed = np.max([cost / (limit or np.inf) for cost, limit in zip(costs.T, self._limits, strict=True)], axis=0)
-        return np.where(missed > 1, -missed, added)
+        return np.where(missed > 1, -missed, np.where(_goes_further(points, self._destroyed), 0.0, added))
 
     def _estimated(self, points: Points) -> Array:
         """All costs of points, (n, costs)."""
@@ -153,6 +161,11 @@ def _surrogate(
         np.concatenate([sample.apart, np.zeros((len(pending), sample.apart.shape[1]))]),
     )
     return Surrogate(belief, believed, noise), expected
+
+
+def _goes_further(points: Points, others: Points) -> NDArray[np.bool_]:
+    """Which points compress everything at least as much as one of the others does."""
+    return np.asarray((points[:, None] >= others).all(2).any(1))
 
 
 def _non_dominated(gains: Array, costs: Array) -> NDArray[np.int64]:

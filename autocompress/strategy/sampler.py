@@ -103,7 +103,9 @@ class SurrogateSampler(BaseSampler):
         """
         seen = self._read(study, besides)
         prospect = self._prospect(study, seen)
-        waiting = [point for point in self.seeds() if point not in seen.tried and not prospect.is_hopeless(point)]
+        seeds = np.array(self.seeds(), dtype=np.int64).reshape(-1, len(self.decisions))
+        hopeful = [point for point, is_lost in zip(self.seeds(), prospect.is_hopeless(seeds), strict=True) if not is_lost]
+        waiting = [point for point in hopeful if point not in seen.tried]
         if waiting and seen.is_judged.sum() < SEEDS:
             return waiting[:1]
         generator = np.random.default_rng(seen.seed(self._seed))
