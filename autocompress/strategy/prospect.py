@@ -89,7 +89,7 @@ class Prospect:
         drop = DROP_OF_INTEREST if limits.drop is None else limits.drop / (scale.original - scale.floor)
         kept = np.exp(-self._surrogate.as_commonest(sample))[seen.is_judged]
         self._ruined = tried[kept < 1 - max(2 * drop, LEAST_RUIN)]
-        destroyed = tried[kept < DESTROYED]
+        destroyed = tried[kept < min(1 - 2 * drop, DESTROYED)]
         self._destroyed = destroyed[np.argsort(destroyed.sum(1), kind="stable")[:MOST_COMPARED]]
         within = self._gains[(self._charges < self._reference).all(1)]
         self._highest = HEADROOM * max(1.0, float(self._gains.max(initial=1.0)))
@@ -165,7 +165,7 @@ def _surrogate(
 
 def _goes_further(points: Points, others: Points) -> NDArray[np.bool_]:
     """Which points compress everything at least as much as one of the others does."""
-    return np.asarray((points[:, None] >= others).all(2).any(1))
+    return np.asarray(np.any(np.all(points[:, None] >= others, axis=2), axis=1))
 
 
 def _non_dominated(gains: Array, costs: Array) -> NDArray[np.int64]:

@@ -92,6 +92,14 @@ def test_no_seed_is_compressed_further_than_one_that_was_ruined() -> None:
     assert 2 <= len(seeds) < len(sampler.seeds())
 
 
+def test_nothing_is_proposed_beyond_what_was_destroyed() -> None:
+    points = search(study_of(sampler_of()), PROBLEM, 40)
+    destroyed = [i for i, point in enumerate(points) if PROBLEM.accuracy(point[None])[0] < 0.4]
+    beyond = [i for i in destroyed for later in points[i + 1 :] if (later >= points[i]).all()]
+    assert destroyed
+    assert not beyond
+
+
 def test_nothing_is_proposed_twice() -> None:
     points = search(study_of(sampler_of()), PROBLEM, 25)
     assert len({tuple(point) for point in points.tolist()}) == 25
