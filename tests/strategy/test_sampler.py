@@ -92,12 +92,16 @@ def test_no_seed_is_compressed_further_than_one_that_was_ruined() -> None:
     assert 2 <= len(seeds) < len(sampler.seeds())
 
 
-def test_nothing_is_proposed_beyond_what_was_destroyed() -> None:
-    points = search(study_of(sampler_of()), PROBLEM, 40)
-    destroyed = [i for i, point in enumerate(points) if PROBLEM.accuracy(point[None])[0] < 0.4]
-    beyond = [i for i in destroyed for later in points[i + 1 :] if (later >= points[i]).all()]
-    assert destroyed
-    assert not beyond
+@pytest.mark.parametrize(("accuracy", "is_destroyed"), [(0.3, True), (0.7, False)])
+def test_nothing_is_worth_a_trial_beyond_what_destroyed_a_model(accuracy: float, is_destroyed: bool) -> None:
+    study = study_of(sampler := sampler_of(noise=0.05))
+    tried, beyond, beside = np.zeros((3, len(PROBLEM.decisions)), dtype=np.int64)
+    tried[:3], beyond[:4], beside[1:4] = 1, 1, 1
+    for point, reached_by in ((tried * 0, ORIGINAL), (tried, accuracy)):
+        study.add_trial(completed(tuple(point.tolist()), [reached_by, 0.9 * BUDGET]))
+    worth = sampler.state(study).worth(np.array([tried, beyond, beside]), np.full(3, 0.4 * BUDGET))
+    assert (worth[:2] == 0).all() == is_destroyed
+    assert worth[2] > 0
 
 
 def test_nothing_is_proposed_twice() -> None:
