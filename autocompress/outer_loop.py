@@ -140,7 +140,7 @@ class Search(TimedRun):
         self._allow()
         seconds, gate = self._seconds_left(), self._gate_ms
         sharing = Sharing(self.bench, self.space, self.folder, self.watcher, self.prepared.fingerprint, gate)
-        self.runner.inheritance = sharing.inheritance(self.max_trials, seconds, self._seconds_for_the_front())
+        self.runner.inheritance = sharing.inheritance(self.max_trials, seconds, self._trains_front)
 
     def _try_candidates(self) -> None:
         """What the sampler proposes, until nothing is left to try or to try it with."""

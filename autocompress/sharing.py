@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -33,9 +33,6 @@ from autocompress.watch import Watcher
 DECISION = f"{FOLDER}/decision.json"
 PAYS_FROM = 16
 """Candidates for which one training is cheaper than their own: it and its check take about as long as a dozen."""
-ENOUGH = 12
-"""Candidates that there is time to tune by themselves: from here on the front's own training makes more of what one training for
-all takes. With 13 and 18 of them searches without it found as much or more (`benchmarks/compare_live.py`)."""
 MOST_TIME = 1 / 3
 """Of the time that is left, for the shared training."""
 FULL_STEP = 2.0
@@ -77,13 +74,13 @@ class Sharing:
     fingerprint: Fingerprint
     limit_ms: float | None
 
-    def inheritance(self, trials: int | None, seconds: float | None, for_front: float = 0.0) -> Inheritance | None:
+    def inheritance(self, trials: int | None, seconds: float | None, trains_front: bool = False) -> Inheritance | None:
         """What candidates inherit from; None if each is to be tuned by itself. The reason is told.
 
         Args:
             trials: candidates that are to be scored; None without a limit.
             seconds: that are left for all of it; None without a limit.
-            for_front: seconds of them that are kept for the front's own training.
+            trains_front: the front's models are trained once more at the end.
 
         Raises:
             StageError: the shared training failed, and sharing was asked for.
@@ -93,7 +90,7 @@ class Sharing:
             return None
         decision = self._known() if mode == "auto" else Decision(shared=True, reason="fine_tuning.mode asks for it")
         if decision.shared is None:
-            self._decide_beforehand(decision, trials, seconds, for_front)
+            self._decide_beforehand(decision, trials, seconds, trains_front)
         found = None
         if decision.shared is not False:
             found = self._trained(decision, trials, seconds)
@@ -113,33 +110,27 @@ class Sharing:
         if for_good:
             self.folder.write_json(DECISION, decision.model_dump())
 
-    def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None, for_front: float) -> None:
-        """Decide against a shared training that would not pay, as far as that is known.
+    def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None, trains_front: bool) -> None:
+        """Decide against a shared training that would not pay, as far as that is known; a resumed run may find otherwise.
 
-        A resumed run may find otherwise, but for time that was enough: some candidates were tuned by themselves by then.
-        A shared training that was begun is not given up for it.
+        Where the time is limited, what a shared training takes is missing in the training of the front, after which it hardly
+        matters where its models started (`benchmarks/compare_live.py`). One that was begun is not given up for that.
         """
         few = min(self.space.size, self.space.size if trials is None else trials)
         own = self._own_seconds
-        alone = 0 if seconds is None or not for_front else self._tuned_within(seconds - for_front)
+        is_begun = self.folder.file(STATE).is_file()
         cycle = SHORTEST_CYCLE * (own or 0.0)
-        enough = f"there is time to tune about {alone} of them, and then for their front"
         reasons = {
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
-            enough: alone >= ENOUGH and not self.folder.file(STATE).is_file(),
+            "the time is better spent on the front's own training": seconds is not None and trains_front and not is_begun,
             "there was no time to find out how long one training for all would take": seconds is not None and own is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,
         }
         reason = next((words for words, holds in reasons.items() if holds), None)
         if reason is not None:
-            self._decide(decision, False, reason, for_good=reason == enough)
-
-    def _tuned_within(self, seconds: float) -> int:
-        """How many candidates can be tuned by themselves in a time, told from the baselines; 0 before there are any."""
-        tuned = [record for record in self.folder.records() if record.is_baseline and Stage.FINE_TUNE in record.done]
-        return int(seconds / median(record.total_seconds for record in tuned)) if tuned else 0
+            decision.shared, decision.reason = False, reason
 
     @property
     def _own_seconds(self) -> float | None:

@@ -370,17 +370,17 @@ def test_few_candidates_are_tuned_each_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("steady_meter")
-def test_candidates_are_tuned_each_by_itself_where_there_is_time_for_it_and_for_the_front(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_with_a_time_limit_auto_shares_only_where_the_front_is_not_trained(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
-    listening, task = Listening(), models.search_task()
-    options: dict[str, Any] = {"fine_tuning": {"mode": "auto"}, "space": "int8-prune", "max_trials": 2, "max_time": "10m"}
-    shared_search(task, tmp_path / "run", listening, **options)
-    assert any("tuned by itself: there is time to tune about" in line for line in listening.lines)
-    assert all(Stage.INHERIT not in record.done for record in searches.records(tmp_path / "run"))
-    decision = RunFolder(tmp_path / "run").read_json("shared/decision.json")
-    assert decision["shared"] is False  # also when the run is resumed with less time
+    monkeypatch.setattr("autocompress.sharing.MOST_TIME", 1.0)
+    for final_epochs in (None, 0):
+        listening, out = Listening(), tmp_path / str(final_epochs)
+        fine_tuning = {"mode": "auto", "final_epochs": final_epochs}
+        options: dict[str, Any] = {"space": "int8-prune", "max_trials": 2, "max_time": "10m"}
+        shared_search(models.search_task(), out, listening, fine_tuning=fine_tuning, **options)
+        spent = any("tuned by itself: the time is better spent on the front" in line for line in listening.lines)
+        assert spent == (final_epochs is None)
+        assert (out / "shared").exists() == (final_epochs == 0)
 
 
 @pytest.mark.usefixtures("steady_meter")
