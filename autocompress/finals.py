@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median, median_low
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,9 @@ A ResNet-8 (.955) without a branch reached .937, .952 and .957 in 3, 12 and 24 e
 MARGIN = 1.15
 """Times as long as told by others a training may take: one that has to be cut off is lost."""
 MOST_LOSS = 6
-"""Times the front's median loss against the most accurate of all, with the baselines on it: what has lost more will hardly win it
-back."""
+"""Times the median loss of a front's models against the most accurate of all: what has lost more will hardly win it back."""
+DESTROYED = 0.5
+"""Share of the most accurate model's metric, where more is better: what has lost more is not trained again, however many have."""
 SMALL_LOSS = 0.1
 """Times the median loss: what differs by less is hardly told apart."""
 NOTHING_SAVED = 1.02
@@ -152,10 +153,11 @@ class Finals:
         self._besides = max(sum(s for stage, s in record.seconds.items() if stage not in OTHERS) for record in complete)
 
     def promising_and_others(self, front: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
-        """The tuned models of a front that may come near the most accurate of all, and those that have lost far more."""
-        usual = median_low(self._most_accurate - self._known[:, 0]) if front else 0.0
-        most = MOST_LOSS * usual or math.inf  # most may be as accurate as the most accurate
-        promising = [record for record in front if self._loss(record) <= most]
+        """The models of a front that may come near the most accurate one of all, and those that have lost far more than most."""
+        losses = [self._loss(record) for record in front]
+        most = MOST_LOSS * median(losses) or math.inf if front else 0.0  # most may be as accurate as the most accurate
+        most = min(most, DESTROYED * self._most_accurate) if self._most_accurate > 0 else most
+        promising = [record for record, loss in zip(front, losses, strict=True) if loss <= most]
         return promising, [record for record in front if record not in promising]
 
     def next(self, models: Sequence[TrialRecord], seconds: float | None) -> Final | None:

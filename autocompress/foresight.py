@@ -54,7 +54,7 @@ class Foresight:
 
     @property
     def table_seconds(self) -> float:
-        """What the layer table takes at least, roughly; nothing where it was built before."""
+        """What the layer table takes, roughly, if it is timed in the fewest rounds; nothing where it was built before."""
         graph, ratios = self._graph, self._ratios
         return SECONDS_PER_GRAPH * untimed_graphs(graph, self.bench.structure, ratios, self.fingerprint)
 

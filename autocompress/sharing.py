@@ -74,7 +74,7 @@ class Sharing:
     fingerprint: Fingerprint
     limit_ms: float | None
 
-    def inheritance(self, trials: int | None, seconds: float | None, trains_front: bool = False) -> Inheritance | None:
+    def inheritance(self, trials: int | None, seconds: float | None, trains_front: bool) -> Inheritance | None:
         """What candidates inherit from; None if each is to be tuned by itself. The reason is told.
 
         Args:
@@ -111,26 +111,28 @@ class Sharing:
             self.folder.write_json(DECISION, decision.model_dump())
 
     def _decide_beforehand(self, decision: Decision, trials: int | None, seconds: float | None, trains_front: bool) -> None:
-        """Decide against a shared training that would not pay, as far as that is known; a resumed run may find otherwise.
+        """Decide against a shared training that would not pay, as far as that is known.
 
         Where the time is limited, what a shared training takes is missing in the training of the front, after which it hardly
-        matters where its models started (`benchmarks/compare_live.py`). One that was begun is not given up for that.
+        matters where its models started (`benchmarks/compare_live.py`). One that was begun is not given up for that. A resumed
+        run may find otherwise, but for this: some candidates were tuned by themselves by then.
         """
         few = min(self.space.size, self.space.size if trials is None else trials)
         own = self._own_seconds
         is_begun = self.folder.file(STATE).is_file()
+        better_spent = "the time is better spent on the front's own training"
         cycle = SHORTEST_CYCLE * (own or 0.0)
         reasons = {
             "the task has a training loop of its own": self.bench.task.fine_tune is not None,
             f"one training for all pays from about {PAYS_FROM} candidates, and there are {few}": few < PAYS_FROM,
-            "the time is better spent on the front's own training": seconds is not None and trains_front and not is_begun,
+            better_spent: seconds is not None and trains_front and not is_begun,
             "there was no time to find out how long one training for all would take": seconds is not None and own is None,
             f"one training for all would take {cycle:.0f} s, too long for the time that is left": seconds is not None
             and cycle > MOST_TIME * seconds,
         }
         reason = next((words for words, holds in reasons.items() if holds), None)
         if reason is not None:
-            decision.shared, decision.reason = False, reason
+            self._decide(decision, False, reason, for_good=reason == better_spent)
 
     @property
     def _own_seconds(self) -> float | None:

@@ -103,9 +103,10 @@ def test_what_has_lost_far_more_than_the_others_comes_last_however_fast_it_is() 
     assert alone(models).promising_and_others([]) == ([], [])
 
 
-def test_two_destroyed_models_are_not_promising_beside_one_and_a_baseline() -> None:
-    tuned, baseline = front((0.942, 0.6), (0.26, 0.41), (0.24, 0.4)), model(7, 0.951, 0.73)
-    assert alone([*tuned, baseline]).promising_and_others(tuned) == (tuned[:1], tuned[1:])
+def test_destroyed_models_are_not_promising_however_many_there_are() -> None:
+    models = front((0.942, 0.6), (0.26, 0.41), (0.24, 0.4))
+    assert finals(models).promising_and_others(models) == (models[:1], models[1:])
+    assert finals(models[:2]).promising_and_others(models[:2]) == (models[:1], models[1:2])
 
 
 def test_all_are_promising_where_most_have_lost_nothing() -> None:

@@ -96,11 +96,13 @@ def test_branches_that_go_whole_do_not_share() -> None:
     assert nearest_shared(policy) == Policy({"stem": 0.5}, {"head": LayerPolicy(8, 8)})
 
 
-def test_the_largest_and_the_smallest_are_always_among_the_policies() -> None:
+@pytest.mark.parametrize("epoch_steps", [4, 20 * SANDWICH])
+def test_the_largest_and_the_smallest_are_among_the_policies_however_short_an_epoch_is(epoch_steps: int) -> None:
     sampler = PolicySampler(space(), share_of, None, seed=0)
-    steps = list(itertools.islice(sampler.policies(0, 0), 3 * SANDWICH))
-    assert steps.count(sampler.largest) >= 3
-    assert steps.count(sampler.smallest) >= 3
+    epochs = range(20 * SANDWICH // epoch_steps)
+    steps = [policy for epoch in epochs for policy in itertools.islice(sampler.policies(0, epoch), epoch_steps)]
+    assert steps.count(sampler.largest) >= 10
+    assert steps.count(sampler.smallest) >= 10
     assert share_of(sampler.largest) == 1 > share_of(sampler.smallest)
     assert all(map(is_shared, steps))
     assert len({policy.key for policy in steps}) > 2 * SANDWICH
@@ -380,7 +382,11 @@ def test_with_a_time_limit_auto_shares_only_where_the_front_is_not_trained(tmp_p
         shared_search(models.search_task(), out, listening, fine_tuning=fine_tuning, **options)
         spent = any("tuned by itself: the time is better spent on the front" in line for line in listening.lines)
         assert spent == (final_epochs is None)
-        assert (out / "shared").exists() == (final_epochs == 0)
+        assert (out / "shared/progress.json").exists() == (final_epochs == 0)
+        shared_search(
+            models.search_task(), out, Watcher(), fine_tuning=fine_tuning, max_trials=3, resume=True, space="int8-prune"
+        )
+        assert (out / "shared/progress.json").exists() == (final_epochs == 0)  # without a limit too: it keeps to what it did
 
 
 @pytest.mark.usefixtures("steady_meter")

@@ -92,9 +92,9 @@ def test_no_seed_is_compressed_further_than_one_that_was_ruined() -> None:
     assert 2 <= len(seeds) < len(sampler.seeds())
 
 
-@pytest.mark.parametrize(("accuracy", "is_destroyed"), [(0.3, True), (0.7, False)])
-def test_nothing_is_worth_a_trial_beyond_what_destroyed_a_model(accuracy: float, is_destroyed: bool) -> None:
-    study = study_of(sampler := sampler_of(noise=0.05))
+@pytest.mark.parametrize(("accuracy", "drop", "is_destroyed"), [(0.3, None, True), (0.7, None, False), (0.3, 0.6, False)])
+def test_nothing_is_worth_a_trial_beyond_what_destroyed_a_model(accuracy: float, drop: float | None, is_destroyed: bool) -> None:
+    study = study_of(sampler := sampler_of(limits=Limits(BUDGET, drop), noise=0.05))
     tried, beyond, beside = np.zeros((3, len(PROBLEM.decisions)), dtype=np.int64)
     tried[:3], beyond[:4], beside[1:4] = 1, 1, 1
     for point, reached_by in ((tried * 0, ORIGINAL), (tried, accuracy)):
