@@ -50,7 +50,7 @@ def near_front(
     records: Sequence[TrialRecord], objectives: Sequence[Objective], metric: Metric, slack: float = 0.05
 ) -> list[TrialRecord]:
     """The complete trials that could be on the front if their latency were `slack` lower: a margin for measuring again."""
-    complete = [record for record in records if record.state == State.COMPLETE]
+    complete = _comparable(records, metric)
     points = np.array([costs(record, objectives, metric) for record in complete]).reshape(len(complete), len(objectives))
     near = []
     for i, record in enumerate(complete):
@@ -63,11 +63,26 @@ def near_front(
 
 def front_of(records: Sequence[TrialRecord], objectives: Sequence[Objective], metric: Metric) -> list[TrialRecord]:
     """The non-dominated complete trials, the fastest first."""
-    complete = [record for record in records if record.state == State.COMPLETE]
+    complete = _comparable(records, metric)
     if not complete:
         return []
     keep = non_dominated(np.array([costs(record, objectives, metric) for record in complete]))
     return sorted((r for r, kept in zip(complete, keep, strict=True) if kept), key=lambda r: r.latency.ms if r.latency else 0.0)
+
+
+def _comparable(records: Sequence[TrialRecord], metric: Metric) -> list[TrialRecord]:
+    """The complete trials without those that became better by a training of their own.
+
+    Both have the same network, so by latency they differ in noise alone.
+    """
+    complete = [record for record in records if record.state == State.COMPLETE]
+    trained = {record.policy: metric.gain(record.accuracy_valid or 0.0) for record in complete if record.is_final}
+
+    def is_outdone(record: TrialRecord) -> bool:
+        is_candidate = not record.is_final and not record.is_baseline
+        return is_candidate and trained.get(record.policy, -np.inf) >= metric.gain(record.accuracy_valid or 0.0)
+
+    return [record for record in complete if not is_outdone(record)]
 
 
 def within_budget(record: TrialRecord, budget_ms: float | None) -> bool:

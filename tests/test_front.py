@@ -10,6 +10,7 @@ from autocompress.budget import Drop
 from autocompress.config import Objective
 from autocompress.front import costs, eligible, fastest, front_of, most_accurate, near_front, non_dominated, within_budget
 from autocompress.metrics import METRICS, Metric
+from autocompress.policy import Policy
 from autocompress.record import State, TrialRecord
 
 ACCURACY, ERROR = METRICS["accuracy"], METRICS["mse"]
@@ -99,6 +100,18 @@ def test_the_front_is_sorted_by_latency_and_holds_complete_trials_only() -> None
         make_record(6, state=State.RUNNING),
     ]
     assert numbers(front_of(records, TWO, ACCURACY)) == [1, 2, 0]
+
+
+def test_a_model_is_once_on_the_front_however_long_it_was_trained() -> None:
+    """By noise the candidate is a little faster than the same network after a training of its own."""
+    values = [(0.25, 0.9, 1.0, None), (0.25, 0.95, 1.01, 9), (0.75, 0.8, 0.5, None), (0.75, 0.7, 0.49, 9)]
+    records = []
+    for i, (ratio, accuracy, ms, epochs) in enumerate(values):
+        record = make_record(i, accuracy, ms, policy=Policy({"stem": ratio}))
+        record.plan = record.plan.model_copy(update={"epochs": epochs})
+        records.append(record)
+    for chosen in (front_of(records, TWO, ACCURACY), near_front(records, TWO, ACCURACY)):
+        assert sorted(numbers(chosen)) == [1, 2, 3]  # what its own training made worse stays
 
 
 def test_the_front_of_a_minimised_metric() -> None:
