@@ -38,8 +38,8 @@ SHARED_ACTIVATIONS = 8
 SANDWICH = 32
 """Of so many steps on average one trains the largest policy and one the smallest (Yu & Huang 2019); the others are drawn.
 
-With 8 instead, random policies inherit .9433 and .9350 on average, with 32 .9448 and .9370 (ResNet-8, MobileNetV2; up to 7/8 of
-the channels gone), and the smallest policy of all .920 and .910 (MobileNetV2).
+With 8 instead, random policies inherit .9433 and .9350 on average, with 32 .9468 and .9368 (ResNet-8, MobileNetV2; up to 7/8 of
+the channels gone; `benchmarks/check_shared.py --space deep`), though the smallest policy of all has .91 instead of .92.
 """
 DRAWN = 8
 """Random points of which the one nearest to a latency is taken."""
