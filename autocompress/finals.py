@@ -38,7 +38,7 @@ MARGIN = 1.15
 MOST_LOSS = 6
 """Times the median loss of a front's models against the most accurate of all: what has lost more will hardly win it back."""
 DESTROYED = 0.5
-"""Share of the most accurate model's metric, where more is better: what has lost more is not trained again, however many have."""
+"""Share of the most accurate model's metric, where more is better: what has lost more comes last, however many have."""
 SMALL_LOSS = 0.1
 """Times the median loss: what differs by less is hardly told apart."""
 NOTHING_SAVED = 1.02
