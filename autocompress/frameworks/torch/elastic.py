@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from autocompress import grids
 from autocompress.frameworks.base import Candidate
-from autocompress.frameworks.channels import ChannelGroup, Role, removed_slices
+from autocompress.frameworks.channels import ChannelGroup, Role
 from autocompress.frameworks.torch.inputs import SimulatedInput
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, layers_of
-from autocompress.frameworks.torch.prune import remove_channels
+from autocompress.frameworks.torch.prune import kept_index, remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulate_inputs, simulated_weights
+from autocompress.frameworks.torch.skeleton import Skeleton
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
 
@@ -137,6 +137,7 @@ class Elastic:
     def __init__(self, original: nn.Module, example: Any, pruning: Pruning, criterion: str) -> None:
         self.original, self.example, self.pruning, self.criterion = original, example, pruning, criterion
         self.model: nn.Module = copy.deepcopy(original)
+        self._skeleton = Skeleton(original)
         self._weights: list[tuple[str, ElasticWeight, torch.Tensor]] = []
         self._inputs: list[tuple[str, ElasticInput, int]] = []
         shared_name = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -170,18 +171,17 @@ class Elastic:
     def thin(self, policy: Policy) -> nn.Module:
         """The model under a policy with the channels cut out, whose gradients reach the weights of the elastic model.
 
-        It gives what `model` gives that obeys the policy, in the time that the candidate takes.
+        It gives what `model` gives that obeys the policy, in the time that the candidate takes, and is valid until the next one.
         """
         removed = self.removed(policy)
         self.obey(policy, removed)
-        skeleton = copy.deepcopy(self.original)
-        remove_channels(skeleton, self.pruning.groups, removed, self.pruning.proof.follow)
-        gone = removed_slices(self.pruning.groups, removed)
-        tensors = {name: self._cut(name, gone) for name, _ in skeleton.named_parameters()}
-        simulate_inputs(skeleton, policy)
-        for name, module in skeleton.named_modules():
-            module.training = _mode(self.model, name)
-        return Thin(skeleton, tensors)
+        thin = self._skeleton.filled(self._tensor)
+        remove_channels(thin, self.pruning.groups, removed, self.pruning.proof.follow)
+        simulate_inputs(thin, policy)
+        modes = {name: module.training for name, module in self.model.named_modules()}
+        for name, module in thin.named_modules():
+            module.training = modes.get(name, self.model.training)  # what is in the place of a removed branch does not care
+        return thin
 
     def candidate(self, policy: Policy, removed: Removed | None = None) -> Candidate:
         """The model under a policy, with the channels cut out and the weights and steps that the elastic model has now."""
@@ -211,14 +211,10 @@ class Elastic:
         parametrize.register_parametrization(module, attribute, elastic)
         self._weights.append((tensor, elastic, weight))
 
-    def _cut(self, name: str, gone: Mapping[tuple[str, int], NDArray[np.int64]]) -> torch.Tensor:
-        """A parameter under the policy that is in force, without what is gone."""
+    def _tensor(self, name: str) -> torch.Tensor:
+        """What stands for a parameter under the policy that is in force."""
         owner, _, attribute = name.rpartition(".")
-        value: torch.Tensor = getattr(self.model.get_submodule(owner), attribute)
-        for axis in range(value.ndim):
-            if (name, axis) in gone:
-                value = value.index_select(axis, _kept(value.shape[axis], gone[name, axis]).to(value.device))
-        return value
+        return cast(torch.Tensor, getattr(self.model.get_submodule(owner), attribute))
 
     def _hand_over_steps(self, model: nn.Module, lost: Mapping[Place, NDArray[np.int64]]) -> None:
         """Let the simulation of a candidate go on with the steps that were learned."""
@@ -228,30 +224,10 @@ class Elastic:
             if simulation.factor is None or str(simulation.bits) not in widths:
                 continue
             learned, axis = widths[str(simulation.bits)], simulation.axis
-            index = _kept(learned.clip.shape[axis], lost.get((self._tensors[name], axis), NONE)).to(learned.clip.device)
+            index = kept_index(learned.clip.shape[axis], lost.get((self._tensors[name], axis), NONE)).to(learned.clip.device)
             with torch.no_grad():
                 simulation.clip.copy_(learned.clip.index_select(axis, index))
                 simulation.factor.copy_(learned.factor.index_select(axis, index))
-
-
-class Thin(nn.Module):
-    """A module that is run with tensors from elsewhere in the place of its parameters."""
-
-    def __init__(self, skeleton: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.skeleton, self.tensors = skeleton, tensors
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the skeleton gives with the tensors."""
-        return functional_call(self.skeleton, self.tensors, inputs, named)
-
-
-def _mode(model: nn.Module, name: str) -> bool:
-    """Whether a module trains; what is in the place of a removed branch does not care."""
-    try:
-        return model.get_submodule(name).training
-    except AttributeError:
-        return model.training
 
 
 def _read_outside_of_layers(pruning: Pruning, layers: set[str]) -> list[tuple[str, int]]:
@@ -268,10 +244,6 @@ def _lost(groups: Mapping[str, ChannelGroup], removed: Removed, role: Role) -> d
             if member.role == role and len(channels):
                 found.setdefault((member.tensor, member.axis), []).append(member.indices[list(channels)].reshape(-1))
     return {place: np.unique(np.concatenate(parts)) for place, parts in found.items()}
-
-
-def _kept(size: int, lost: NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(np.setdiff1d(np.arange(size), lost))
 
 
 def _kept_mask(size: int, lost: NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from autocompress.frameworks.channels import ChannelGroup, removed_slices
@@ -18,7 +19,7 @@ Groups = Mapping[str, ChannelGroup]
 
 
 def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequence[int]], follow: Iterable[str] = ()) -> None:
-    """Remove channels in place.
+    """Remove channels in place. Of tensors that stand where a parameter did (see `Skeleton`), gradients go on to flow.
 
     Args:
         model: the original.
@@ -32,8 +33,7 @@ def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequ
     for (tensor, axis), gone in slices.items():
         module, attribute = _owner(model, tensor)
         value = getattr(module, attribute)
-        kept = np.setdiff1d(np.arange(value.shape[axis]), gone)
-        _replace(homes[id(value)], value, value.detach().index_select(axis, torch.from_numpy(kept).to(value.device)), homes)
+        _replace(homes[id(value)], value, value.index_select(axis, kept_index(value.shape[axis], gone).to(value.device)), homes)
     for tensor in {tensor for tensor, _ in slices}:
         module, attribute = _owner(model, tensor)
         for owner, _ in homes[id(getattr(module, attribute))]:
@@ -42,6 +42,11 @@ def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequ
         if removed.get(name):
             _follow(model, groups[name], len(removed[name]), before)
     vanish(model, groups, removed)
+
+
+def kept_index(size: int, lost: NDArray[np.int64]) -> torch.Tensor:
+    """The indices of an axis that are not lost, ascending."""
+    return torch.from_numpy(np.delete(np.arange(size), lost))
 
 
 def silenced(model: nn.Module, groups: Groups, removed: Mapping[str, Sequence[int]]) -> nn.Module:
@@ -119,7 +124,8 @@ def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 def _replace(places: list[tuple[nn.Module, str]], old: torch.Tensor, value: torch.Tensor, homes: dict[int, Any]) -> None:
-    new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    new = nn.Parameter(value.detach(), old.requires_grad) if isinstance(old, nn.Parameter) else value
     for module, name in places:
-        setattr(module, name, new)
+        registry: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        registry[name] = new
     homes[id(new)] = places

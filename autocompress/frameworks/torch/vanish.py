@@ -27,7 +27,8 @@ class Vanished(nn.Module):
         super().__init__()
         self.geometry = _geometry(layer)
         self.channels = int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-        self.register_parameter("bias", layer.bias if layer.bias is not None and self.channels else None)
+        self.register_parameter("bias", None)
+        self._parameters["bias"] = layer.bias if self.channels else None  # which is no parameter in a thin model
         self.register_buffer("zero", torch.zeros((), dtype=layer.weight.dtype, device=layer.weight.device), persistent=False)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
