@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,15 +28,14 @@ def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequ
         follow: groups with whose widths the numbers that modules remember (heads, widths) are to change.
     """
     slices = {place: gone for place, gone in removed_slices(groups, removed).items() if gone.size}
-    before = {name: _width(module) for name, module in model.named_modules()}
-    homes = _homes(model)
+    modules = dict(model.named_modules())
+    before = {name: _width(module) for name, module in modules.items()}
+    homes = _homes(modules.values())
     for (tensor, axis), gone in slices.items():
-        module, attribute = _owner(model, tensor)
-        value = getattr(module, attribute)
+        value = _registered(modules, tensor)
         _replace(homes[id(value)], value, value.index_select(axis, kept_index(value.shape[axis], gone).to(value.device)), homes)
     for tensor in {tensor for tensor, _ in slices}:
-        module, attribute = _owner(model, tensor)
-        for owner, _ in homes[id(getattr(module, attribute))]:
+        for owner, _ in homes[id(_registered(modules, tensor))]:
             synchronize(owner)
     for name in follow:
         if removed.get(name):
@@ -108,15 +107,16 @@ def _follow(model: nn.Module, group: ChannelGroup, lost: int, before: Mapping[st
                 setattr(module, name, changed[value])
 
 
-def _owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
+def _registered(modules: Mapping[str, nn.Module], tensor: str) -> torch.Tensor:
+    """A parameter or buffer of its name."""
     module, _, attribute = tensor.rpartition(".")
-    return model.get_submodule(module), attribute
+    return cast(torch.Tensor, getattr(modules[module], attribute))
 
 
-def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+def _homes(modules: Iterable[nn.Module]) -> dict[int, list[tuple[nn.Module, str]]]:
     """Every place in which a parameter or buffer is registered; a tied one has several."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
+    for module in modules:
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 found.setdefault(id(tensor), []).append((module, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ class Skeleton:
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     """A module's attributes; its registries of parameters, modules and hooks are copied, for they change in place."""
-    return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}
+    return {name: value.copy() if type(value) in (dict, OrderedDict) else value for name, value in attributes.items()}
 
 
 def _parameter_places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
