@@ -123,8 +123,11 @@ class PolicySampler:
             yield self.largest if chance == 0 else self.smallest if chance == 1 else self.draw(generator)
 
     def draw(self, generator: np.random.Generator) -> Policy:
-        """A random policy near a random latency: of random points alone hardly any is near an end."""
-        wanted = generator.uniform(self.fastest, self.slowest)
+        """A random policy near a random latency: of random points alone hardly any is near an end.
+
+        The square root of the latency is uniform: fast policies lack most, and their steps take the least time.
+        """
+        wanted = generator.uniform(self.fastest**0.5, self.slowest**0.5) ** 2
         found = [nearest_shared(self.space.policy(self._point(generator))) for _ in range(DRAWN)]
         return min(found, key=lambda policy: abs(self.predicted(policy) - wanted))
 

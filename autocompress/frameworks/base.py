@@ -25,6 +25,9 @@ PruningSchedule = Literal["one_shot", "linear", "exponential"]
 Binarization = Literal["xnor", "dorefa"]
 Progress = Callable[[float], None]
 """Called with the finished fraction of a fine-tuning."""
+GRADIENT_NORM, SHARED_GRADIENT_NORM = 5.0, 1.0
+"""To which the gradients of a step are scaled down: of one candidate, and of a shared training, in which small policies would
+speak loudest."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TuneSettings:
     arithmetic: Arithmetic = "f32"
     stop_hopeless: bool = False
     pruning_schedule: PruningSchedule = "one_shot"
+    gradient_norm: float = GRADIENT_NORM
 
 
 @dataclass

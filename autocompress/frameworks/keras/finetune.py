@@ -80,7 +80,7 @@ class Trainer:
         self.steps, self.done = settings.epochs * task.splits["train"].batch_count, 0
         self.student = Student(graph_of(model).input, graph_of(model).output, name=model.name)
         self.student.objective = Objective(task, model, teacher, settings)
-        optimizer = optimizer_of(task, model, settings.learning_rate)
+        optimizer = optimizer_of(task, model, settings.learning_rate, settings.gradient_norm)
         self.rates = Rates(task, optimizer, settings.learning_rate, self.steps)
         eagerly = self.steps < WORTH_TRACING
         options = {"metrics": _metrics_of(task), "jit_compile": False, "run_eagerly": eagerly}

@@ -19,11 +19,10 @@ SHARED_SGD_RATE = 0.1
 """The same for a shared training, as for PyTorch."""
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
 """Keras decays weights beside the gradient; of SGD with a momentum of 0.9, ten times the usual 5e-4 does the same."""
-GRADIENT_NORM = 5.0
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
-def optimizer_of(task: Task, model: keras.Model, highest: float | None) -> Any:
+def optimizer_of(task: Task, model: keras.Model, highest: float | None, gradient_norm: float) -> Any:
     """A new optimizer: the task's, or one like that which the user's model was compiled with, or the default.
 
     The compiled one is used only where the compiled loss is. Norms, biases and steps of grids do not decay.
@@ -31,9 +30,9 @@ def optimizer_of(task: Task, model: keras.Model, highest: float | None) -> Any:
     if task.optimizer is not None:
         return task.optimizer(model.trainable_variables)
     if task.loss is None and is_compiled(task.model):
-        optimizer = _like(task.model.optimizer, highest, keeps_schedule=task.scheduler is None)
+        optimizer = _like(task.model.optimizer, highest, gradient_norm, keeps_schedule=task.scheduler is None)
     else:
-        optimizer = _default(model)
+        optimizer = _default(model, gradient_norm)
     optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _decays(v)])
     return optimizer
 
@@ -62,21 +61,21 @@ class Rates:
             self.optimizer.learning_rate = float(rate)
 
 
-def _default(model: keras.Model) -> Any:
+def _default(model: keras.Model, gradient_norm: float) -> Any:
     """SGD for networks with batch norm, AdamW for others, as for PyTorch."""
     if batch_norms(model):
         options = {"momentum": 0.9, "nesterov": True, "weight_decay": SGD_DECAY}
-        return keras.optimizers.SGD(SGD_RATE, **options, global_clipnorm=GRADIENT_NORM)
-    return keras.optimizers.AdamW(ADAMW_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=GRADIENT_NORM)
+        return keras.optimizers.SGD(SGD_RATE, **options, global_clipnorm=gradient_norm)
+    return keras.optimizers.AdamW(ADAMW_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=gradient_norm)
 
 
-def _like(optimizer: Any, highest: float | None, *, keeps_schedule: bool) -> Any:
+def _like(optimizer: Any, highest: float | None, gradient_norm: float, *, keeps_schedule: bool) -> Any:
     """A new optimizer of the same settings, which clips gradients if the user's does not."""
     config = optimizer.get_config()
     if highest or not keeps_schedule:
         config["learning_rate"] = highest or float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     if not any(config.get(name) for name in CLIPPING):
-        config["global_clipnorm"] = GRADIENT_NORM
+        config["global_clipnorm"] = gradient_norm
     return type(optimizer).from_config(config)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from autocompress.errors import ModelError
-from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.finetune import Trainer, make_repeatable, teacher_of
 from autocompress.frameworks.keras.optimize import SHARED_SGD_RATE, uses_default_sgd
@@ -42,7 +42,7 @@ class ElasticTraining:
 
     def begin(self, epochs: int) -> None:
         """Start a cycle."""
-        settings = replace(self.settings, epochs=epochs)
+        settings = replace(self.settings, epochs=epochs, gradient_norm=SHARED_GRADIENT_NORM)
         if settings.learning_rate is None and uses_default_sgd(self.task, self.elastic.model):
             settings = replace(settings, learning_rate=SHARED_SGD_RATE)
         self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)

@@ -22,7 +22,6 @@ from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimat
 from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
 from autocompress.task import Task
 
-GRADIENT_NORM = 5.0
 WORTH_PROBING = 100
 """Steps of a training from which it pays to look for the fastest arithmetic."""
 
@@ -113,7 +112,7 @@ class Trainer:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_norm)
         self.optimizer.step()
         if self.done < self.steps:
             self.schedule.step()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autocompress.errors import ModelError
-from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.torch.batches import batch_norms
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
@@ -39,7 +39,7 @@ class SharedTraining:
 
     def begin(self, epochs: int) -> None:
         """Start a cycle."""
-        settings = replace(self.settings, epochs=epochs, learning_rate=self._rate)
+        settings = replace(self.settings, epochs=epochs, learning_rate=self._rate, gradient_norm=SHARED_GRADIENT_NORM)
         self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
         self.epochs = 0
 
