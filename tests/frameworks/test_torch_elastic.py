@@ -51,6 +51,23 @@ def test_the_thin_model_trains_the_weights_as_the_masked_one_does(kind: str) -> 
             assert (actual - gradient).abs().max() <= 2e-3 * max(float(gradient.abs().max()), 1e-2), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thin_model_does_not_depend_on_those_before_it(kind: str) -> None:
+    task = CASES.task(kind)
+    elastic = elastic_of(task)
+    inputs = tensors(next(iter(task.splits["train"].batches())).inputs)
+    first, *others = random_policies(CASES, task, 4)
+    elastic.model.train()
+    expected = [output.detach() for output in outputs_of(call(elastic.thin(first), inputs))]
+    names = [name for name, _ in elastic.thin(first).named_modules()]
+    for policy in others:
+        call(elastic.thin(policy), inputs)
+    again = elastic.thin(first)
+    assert [name for name, _ in again.named_modules()] == names
+    for actual, wanted in zip(outputs_of(call(again, inputs)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
 def test_every_width_has_a_step_of_its_own_that_learns() -> None:
     task = CASES.task("conv")
     elastic = elastic_of(task)
