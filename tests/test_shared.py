@@ -116,6 +116,7 @@ def test_policies_are_spread_over_the_latencies_up_to_the_limit() -> None:
     assert np.mean(np.array(shares[limited]) <= 0.65) > 0.8
     thirds = np.histogram(shares[free], 3, (free.fastest, free.slowest))[0]
     assert thirds.min() > 30
+    assert thirds[0] > thirds[2]
 
 
 def test_a_part_of_the_training_can_be_repeated() -> None:

@@ -11,6 +11,7 @@ import pytest
 from test_contract import SETTINGS, KerasCases, silent
 
 import autocompress as ac
+from autocompress.frameworks.base import SHARED_GRADIENT_NORM
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
 
@@ -38,6 +39,10 @@ def test_every_width_has_a_step_of_its_own_that_learns(trained: Any) -> None:
         if (weight.steps(bits)[1] != 1).any()
     }
     assert moved == {("conv2", 4)}
+
+
+def test_gradients_of_a_shared_training_are_clipped_harder(trained: Any) -> None:
+    assert trained.trainer.student.optimizer.global_clipnorm == SHARED_GRADIENT_NORM
 
 
 def test_a_candidate_goes_on_with_the_learned_steps_of_the_channels_that_it_keeps(trained: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import models
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import autocompress as ac
-from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.base import GRADIENT_NORM, SHARED_GRADIENT_NORM, TuneSettings
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.framework import TorchFramework
@@ -102,6 +103,17 @@ def test_the_task_keeps_its_model() -> None:
     training.epoch(iter(random_policies(CASES, task, 2)), lambda _: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
     assert not any("parametrizations" in name or "simulated" in name for name, _ in task.model.named_modules())
+
+
+def test_gradients_of_a_shared_training_are_clipped_harder() -> None:
+    training = TorchFramework().share(CASES.task("conv"), "l2", TuneSettings(1, 1e-2, 0.5))
+    training.begin(1)
+    norms = []
+    clip = nn.utils.clip_grad_norm_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.utils, "clip_grad_norm_", lambda tensors, norm: norms.append(norm) or clip(tensors, norm))
+        training.epoch(itertools.repeat(ac.Policy()), lambda _: None)
+    assert set(norms) == {SHARED_GRADIENT_NORM} != {GRADIENT_NORM}
 
 
 def test_features_are_learned_in_a_shared_training_too() -> None:

@@ -26,7 +26,6 @@ from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, layers_of
 from autocompress.frameworks.torch.prune import kept_index, remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulate_inputs, simulated_weights
-from autocompress.frameworks.torch.skeleton import Skeleton
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
 
@@ -137,7 +136,6 @@ class Elastic:
     def __init__(self, original: nn.Module, example: Any, pruning: Pruning, criterion: str) -> None:
         self.original, self.example, self.pruning, self.criterion = original, example, pruning, criterion
         self.model: nn.Module = copy.deepcopy(original)
-        self._skeleton = Skeleton(original)
         self._weights: list[tuple[str, ElasticWeight, torch.Tensor]] = []
         self._inputs: list[tuple[str, ElasticInput, int]] = []
         shared_name = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -171,12 +169,12 @@ class Elastic:
     def thin(self, policy: Policy) -> nn.Module:
         """The model under a policy with the channels cut out, whose gradients reach the weights of the elastic model.
 
-        It gives what `model` gives that obeys the policy, in the time that the candidate takes, and is valid until the next one.
+        It gives what `model` gives that obeys the policy, in the time that the candidate takes.
         """
         removed = self.removed(policy)
         self.obey(policy, removed)
-        thin = self._skeleton.filled(self._tensor)
-        remove_channels(thin, self.pruning.groups, removed, self.pruning.proof.follow)
+        thin = copy.deepcopy(self.original, {id(own): self._tensor(name) for name, own in self.original.named_parameters()})
+        remove_channels(thin, self.pruning.groups, removed, self.pruning.proof.follow, differentiable=True)
         simulate_inputs(thin, policy)
         modes = {name: module.training for name, module in self.model.named_modules()}
         for name, module in thin.named_modules():

@@ -18,14 +18,22 @@ from autocompress.frameworks.torch.vanish import vanish
 Groups = Mapping[str, ChannelGroup]
 
 
-def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequence[int]], follow: Iterable[str] = ()) -> None:
-    """Remove channels in place. Of tensors that stand where a parameter did (see `Skeleton`), gradients go on to flow.
+def remove_channels(
+    model: nn.Module,
+    groups: Groups,
+    removed: Mapping[str, Sequence[int]],
+    follow: Iterable[str] = (),
+    *,
+    differentiable: bool = False,
+) -> None:
+    """Remove channels in place.
 
     Args:
         model: the original.
         groups: of the original.
         removed: group → its channels that go. Where all go, the layers between them and the next that have other inputs go too.
         follow: groups with whose widths the numbers that modules remember (heads, widths) are to change.
+        differentiable: what is left of a parameter is no parameter, and its gradient reaches the whole one.
     """
     slices = {place: gone for place, gone in removed_slices(groups, removed).items() if gone.size}
     modules = dict(model.named_modules())
@@ -33,7 +41,10 @@ def remove_channels(model: nn.Module, groups: Groups, removed: Mapping[str, Sequ
     homes = _homes(modules.values())
     for (tensor, axis), gone in slices.items():
         value = _registered(modules, tensor)
-        _replace(homes[id(value)], value, value.index_select(axis, kept_index(value.shape[axis], gone).to(value.device)), homes)
+        cut = value.index_select(axis, kept_index(value.shape[axis], gone).to(value.device))
+        if isinstance(value, nn.Parameter) and not differentiable:
+            cut = nn.Parameter(cut.detach(), value.requires_grad)
+        _replace(homes, value, cut)
     for tensor in {tensor for tensor, _ in slices}:
         for owner, _ in homes[id(_registered(modules, tensor))]:
             synchronize(owner)
@@ -123,9 +134,8 @@ def _homes(modules: Iterable[nn.Module]) -> dict[int, list[tuple[nn.Module, str]
     return found
 
 
-def _replace(places: list[tuple[nn.Module, str]], old: torch.Tensor, value: torch.Tensor, homes: dict[int, Any]) -> None:
-    new = nn.Parameter(value.detach(), old.requires_grad) if isinstance(old, nn.Parameter) else value
-    for module, name in places:
+def _replace(homes: dict[int, list[tuple[nn.Module, str]]], old: torch.Tensor, new: torch.Tensor) -> None:
+    for module, name in homes[id(old)]:
         registry: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
         registry[name] = new
-    homes[id(new)] = places
+    homes[id(new)] = homes[id(old)]
