@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import keras
+import keras_models
 import numpy as np
 import pytest
-from test_contract import SETTINGS, KerasCases, silent
+import tensorflow as tf
+from keras import layers
+from test_contract import SETTINGS, KerasCases, random_policies, silent
 
 import autocompress as ac
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM
@@ -72,3 +77,80 @@ def test_a_policy_leaves_no_trace_in_the_next(trained: Any) -> None:
     assert np.abs(elastic.model(images, training=False).numpy() - before).max() > 1e-3
     elastic.obey(ac.Policy())
     np.testing.assert_array_equal(elastic.model(images, training=False).numpy(), before)
+
+
+def share(task: ac.Task) -> Any:
+    return CASES.framework.share(task, "l2", SETTINGS)
+
+
+def step_of(model: keras.Model) -> Any:
+    """A compiled step: outputs in training mode, and the gradients of all that learns."""
+    variables = [variable.value for variable in model.trainable_variables]
+
+    @tf.function
+    def step(images: Any) -> list[Any]:
+        outputs = model(images, training=True)
+        return [outputs, *map(tf.convert_to_tensor, tf.gradients(tf.reduce_sum(outputs**2), variables))]
+
+    return step
+
+
+THIN = {"grouped": 0, "transposed": 1}
+"""How many groups can be thin, where not all can."""
+
+
+@pytest.mark.parametrize("kind", keras_models.CLASSIFIERS)
+def test_the_thin_form_gives_what_the_masked_one_gives(kind: str) -> None:
+    task = CASES.task(kind)
+    elastic = elastic_of(share(task))
+    assert len(elastic.thin_groups) == THIN.get(kind, len(elastic.pruning.proof.proven))
+    step, images = step_of(elastic.model), CASES.first_digits(8)[0]
+    for policy in random_policies(CASES, task, 4):
+        elastic.obey(policy)
+        expected = step(images)
+        elastic.obey(policy, thin=True)
+        for found, wanted in zip(step(images), expected, strict=True):
+            assert np.abs(found - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1)
+
+
+def test_batch_norms_of_the_thin_form_learn_of_the_channels_that_are_kept() -> None:
+    elastic = elastic_of(share(CASES.task("conv")))
+    norm = next(layer for layer in elastic.model._flatten_layers() if isinstance(layer, layers.BatchNormalization))
+    before, policy = norm.moving_mean.numpy(), ac.Policy({"conv1": 0.5})
+    elastic.obey(policy, thin=True)
+    step_of(elastic.model)(CASES.first_digits(8)[0])
+    changed = np.flatnonzero(norm.moving_mean.numpy() != before)
+    kept = np.setdiff1d(np.arange(len(before)), elastic.removed(policy)["conv1"])
+    np.testing.assert_array_equal(changed, kept)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Halved(layers.Layer):
+    """Has to know how many channels there are, when it is traced."""
+
+    def call(self, value: Any) -> Any:
+        """The value over two, in a roundabout way."""
+        return value * (0.5 * int(value.shape[-1]) / int(value.shape[-1]))
+
+
+def test_a_model_that_has_to_know_its_sizes_is_only_masked() -> None:
+    images = keras_models.image()
+    value = Halved()(layers.ReLU()(keras_models.conv(16, 3, "conv")(images)))
+    task = keras_models.small_task(keras.Model(images, keras_models.classified(value)))
+    training = share(task)
+    assert training.elastic.pruning.proof.proven
+    assert not training.elastic.thin_groups
+    training.begin(20)
+    training.epoch(cycle([ac.Policy({"conv": 0.5})]), silent)
+    assert np.isfinite(training.elastic.model(CASES.first_digits(8)[0])).all()
+
+
+@pytest.mark.parametrize(("epochs", "features", "is_thin"), [(20, 0.0, True), (1, 0.0, False), (20, 1.0, False)])
+def test_the_steps_of_a_long_shared_training_are_thin(epochs: int, features: float, is_thin: bool) -> None:
+    training = CASES.framework.share(CASES.task("conv"), "l2", replace(SETTINGS, feature_distillation=features))
+    training.begin(epochs)
+    found: list[bool] = []
+    obey = training.elastic.obey
+    training.elastic.obey = lambda policy, thin: (found.append(thin), obey(policy, thin=thin))
+    training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
+    assert set(found) == {is_thin}

@@ -1,14 +1,14 @@
 """The elastic model: the task's own model with one set of weights, under a policy that may change with every step.
 
-Nothing is cut out of it. The kernels that read a channel are silenced, before they are put on a grid and before the range of
-their input is taken, and that is exactly what removing the channel does. Channels are ranked once, so what a policy keeps is
-part of what every larger one keeps.
+It has two forms. In the masked one the kernels that read a channel are silenced, before they are put on a grid and before the
+range of their input is taken, and that is exactly what removing the channel does. In the thin one, which some groups of channels
+allow (`thin.py`), it is not computed. Channels are ranked once, so what a policy keeps is part of what every larger one keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import keras
@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.frameworks.base import Candidate
-from autocompress.frameworks.channels import Role
+from autocompress.frameworks.channels import Role, removed_slices
 from autocompress.frameworks.keras.elastic_layers import ElasticInput, ElasticWeight, Lost
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
 from autocompress.frameworks.keras.layer_rules import INPUTS
 from autocompress.frameworks.keras.layers import DEPTHWISE, einsum_places, layers_of
-from autocompress.frameworks.keras.prune import remove_channels
+from autocompress.frameworks.keras.prune import remove_channels, weights_by_name
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.rules import channel_axis
-from autocompress.frameworks.keras.simulate import Simulated, simulate
+from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
+from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, are_the_same, open_sizes, places_of, whole
 from autocompress.frameworks.keras.weights import SimulatedWeight
 from autocompress.policy import Policy
 
@@ -43,18 +44,51 @@ class Elastic:
 
     def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str) -> None:
         self.example, self.pruning, self.criterion = example, pruning, criterion
-        self.model = rebuild(graph, lambda name, layer: _elastic(copied(layer)) if isinstance(layer, HEAVY) else None)
-        simulated = {name: layer for name, layer in layers_by_name(self.model).items() if isinstance(layer, Simulated)}
-        self._parts = {name: cast(Part, (one.layer, one.weight, one.input_quantizer)) for name, one in simulated.items()}
+        self.thin_groups = frozenset(places := places_of(graph, pruning.groups, pruning.proof.proven))
+        self._build(graph, places)
+        if self.thin_groups and not self._is_right_when_thin():
+            self.thin_groups = frozenset()
+            self._build(graph, {})
 
-    def obey(self, policy: Policy, removed: Removed | None = None) -> None:
+    def _build(self, graph: keras.Model, places: Mapping[str, Collection[Place]]) -> None:
+        """Make the model, which can be thin where some groups lie."""
+        weights, thin = weights_by_name(graph), {place for found in places.values() for place in found}
+        kept = self._kept = Kept({(tensor, axis): int(weights[tensor].shape[axis]) for tensor, axis in thin if tensor in weights})
+
+        def replace(name: str, layer: keras.layers.Layer) -> keras.layers.Layer:
+            own = copied(layer)
+            made = _elastic(own) if isinstance(layer, HEAVY) else own
+            cuts = _cuts(name, made, thin)
+            if cuts or isinstance(own, keras.layers.Reshape):
+                open_sizes(own, name, thin)
+            return Thin(made, cuts, kept) if cuts else made
+
+        self.model = rebuild(graph, replace)
+        simulated = simulated_layers(self.model).items()
+        self._parts = {name: cast(Part, (one.layer, one.weight, one.input_quantizer)) for name, one in simulated}
+
+    def _is_right_when_thin(self) -> bool:
+        """Half of all channels are removed in both forms."""
+        policy = Policy(dict.fromkeys(self.thin_groups, 0.5))
+        forms = [partial(self.obey, policy, thin=thin) for thin in (False, True)]
+        is_right = are_the_same(self.model, self.example, forms)
+        self.obey(Policy())
+        return is_right
+
+    def obey(self, policy: Policy, removed: Removed | None = None, thin: bool = False) -> None:
         """Let a policy be in force; ranges of inputs are forgotten.
 
         Args:
             policy: what is done.
             removed: the channels that go; by default the least important.
+            thin: do not compute them, where that is possible. The model then has to run as a graph.
         """
         removed = self.removed(policy) if removed is None else removed
+        groups = self.pruning.groups
+        thinned = (
+            {n: gone for n, gone in removed.items() if n in self.thin_groups and len(gone) < groups[n].channels} if thin else {}
+        )
+        self._kept.obey(removed_slices(groups, thinned))
         reads, writes = self._lost(removed, "reads"), self._lost(removed, "writes")
         for name, (layer, weight, quantizer) in self._parts.items():
             kernel, done = kernel_of(layer), policy.layer(name)
@@ -80,6 +114,11 @@ class Elastic:
         model = simulate(smaller, policy, owned=True)
         self._hand_over_steps(model, self._lost(removed, "writes"))
         return Candidate(model, policy, macs, removed)
+
+    def _thinned(self, removed: Removed) -> Removed:
+        """What goes from the groups that can be thin and keep a channel."""
+        groups = self.pruning.groups
+        return {n: gone for n, gone in removed.items() if n in self.thin_groups and len(gone) < groups[n].channels}
 
     def _plain_of_now(self) -> keras.Model:
         """The plain graph with the weights that the elastic model has now."""
@@ -116,7 +155,8 @@ class Elastic:
 
 def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """The layer that is simulated, or a layer itself."""
-    return layer.layer if isinstance(layer, Simulated) else layer
+    own = whole(layer)
+    return own.layer if isinstance(own, Simulated) else own
 
 
 def _elastic(layer: keras.layers.Layer) -> Simulated:
@@ -127,26 +167,37 @@ def _elastic(layer: keras.layers.Layer) -> Simulated:
 
 def _learners(model: keras.Model) -> dict[str, SimulatedWeight]:
     """Layer name → the simulation of its kernel, of those whose steps are learned."""
-    simulated = {name: layer.weight for name, layer in layers_by_name(model).items() if isinstance(layer, Simulated)}
+    simulated = {name: layer.weight for name, layer in simulated_layers(model).items()}
     return {name: weight for name, weight in simulated.items() if weight is not None and weight.is_learned}
 
 
-def _input_places(layer: keras.layers.Layer) -> dict[int, int]:
-    """Axis of the kernel → axis of the input, counted from the end, for the channels that are summed over."""
+def _cuts(name: str, layer: keras.layers.Layer, places: Collection[Place]) -> list[Cut]:
+    """The variables of a layer of the elastic model that have channels at some places."""
+    plain = _plain_layer(layer)
+    found = [(weight, {axis: (f"{name}/{weight.name}", axis) for axis in range(weight.ndim)}) for weight in plain.weights]
+    if isinstance(layer, Simulated):
+        kernel = f"{name}/{kernel_of(plain).name}"
+        read_axes = _read_axes(plain)
+        inputs = [(mask, {0: read_axes[int(axis)]}) for axis, mask in cast(ElasticInput, layer.input_quantizer).masks.items()]
+        for variable, axes in [*cast(ElasticWeight, layer.weight).channel_axes, *inputs]:
+            found.append((variable, {axis: (kernel, of_kernel) for axis, of_kernel in axes.items()}))
+    cuts = ((variable, {axis: place for axis, place in axes.items() if place in places}) for variable, axes in found)
+    return [(variable, axes) for variable, axes in cuts if axes]
+
+
+def _read_axes(layer: keras.layers.Layer) -> dict[int, int]:
+    """Axis of the input, counted from the end → the axis of the kernel that has its channels."""
     axes = kernel_axes(layer)
     if isinstance(layer, keras.layers.EinsumDense):
-        return einsum_places(layer, axes.inputs)
+        return {place: axis for axis, place in einsum_places(layer, axes.inputs).items()}
     ndim = len(axes.shape) if len(axes.shape) > 2 else 2
-    return {axis: channel_axis(layer, ndim) - ndim for axis in axes.inputs}
+    return {channel_axis(layer, ndim) - ndim: ndim - 2 if isinstance(layer, DEPTHWISE) else axes.inputs[0]}
 
 
 def _input_channels(layer: keras.layers.Layer) -> dict[int, int]:
     """Axis of the input, counted from the end → its channels."""
-    axes = kernel_axes(layer)
-    if isinstance(layer, DEPTHWISE):
-        return {channel_axis(layer, len(axes.shape)) - len(axes.shape): axes.shape[-2]}
-    groups = getattr(layer, "groups", 1)
-    return {place: axes.shape[axis] * groups for axis, place in _input_places(layer).items()}
+    shape, groups = kernel_axes(layer).shape, getattr(layer, "groups", 1)
+    return {place: shape[axis] * groups for place, axis in _read_axes(layer).items()}
 
 
 def _lost_inputs(layer: keras.layers.Layer, lost: Lost, grouped: Mapping[Any, NDArray[np.int64]]) -> Lost:
@@ -154,5 +205,4 @@ def _lost_inputs(layer: keras.layers.Layer, lost: Lost, grouped: Mapping[Any, ND
     if None in grouped:
         (axis,) = _input_channels(layer)
         return {axis: grouped[None]}
-    places = _input_places(layer)
-    return {places[axis]: gone for axis, gone in lost.items() if axis in places}
+    return {place: lost[axis] for place, axis in _read_axes(layer).items() if axis in lost}

@@ -106,6 +106,14 @@ class ElasticWeight(keras.layers.Layer):
         """That of the kernel."""
         return shape
 
+    @property
+    def channel_axes(self) -> list[tuple[Any, dict[int, int]]]:
+        """Its variables, each with axis → the axis of the kernel whose channels lie along it."""
+        channels = (*self.axes.outputs, *self.axes.inputs)
+        of_steps = {axis + 1: axis for axis in self.axes.outputs}
+        reads, mask = ({axis: axis for axis in axes} for axes in (self.axes.inputs, channels))
+        return [(self.reads, reads), (self.mask, mask), (self.clip, of_steps), (self.factor, of_steps)]
+
     def _in_force(self, chosen: Any, steps: Any) -> Any:
         return ops.sum(ops.reshape(chosen, (-1, *[1] * len(self.axes.shape))) * read(steps), 0)
 

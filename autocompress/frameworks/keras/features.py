@@ -15,6 +15,7 @@ from keras import ops
 
 from autocompress.frameworks.keras.calls import calls_replaced
 from autocompress.frameworks.keras.graph import heavy_layers, layers_by_name
+from autocompress.frameworks.keras.nodes import innermost
 
 
 class FeaturePairs:
@@ -56,5 +57,4 @@ class FeaturePairs:
 
 
 def _channel_axis(layer: keras.layers.Layer) -> int:
-    inner = getattr(layer, "layer", layer)
-    return 1 if getattr(inner, "data_format", None) == "channels_first" else -1
+    return 1 if getattr(innermost(layer), "data_format", None) == "channels_first" else -1

@@ -12,7 +12,7 @@ from autocompress.errors import TaskError
 from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.keras.calls import arrays, call, outputs_of
 from autocompress.frameworks.keras.features import FeaturePairs
-from autocompress.frameworks.keras.nodes import graph_of
+from autocompress.frameworks.keras.nodes import graph_of, innermost
 from autocompress.frameworks.proof import first_line
 from autocompress.task import Task
 
@@ -102,7 +102,7 @@ def _ends_in_softmax(model: keras.Model) -> bool:
     last = outputs[0]._keras_history.operation
     if isinstance(last, keras.Model):
         return _ends_in_softmax(last)
-    last = getattr(last, "layer", last)
+    last = innermost(last)
     return len(outputs) == 1 and (
         isinstance(last, keras.layers.Softmax)
         or getattr(last, "activation", None) is keras.activations.softmax

@@ -47,6 +47,13 @@ def nodes_of(model: keras.Model) -> list[Any]:
     return order
 
 
+def innermost(operation: Any) -> Any:
+    """The layer that others stand around, or the operation itself."""
+    while isinstance(inner := getattr(operation, "layer", None), keras.layers.Layer):
+        operation = inner
+    return operation
+
+
 def filled(node: Any, values: Values) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with its symbolic tensors replaced."""
 

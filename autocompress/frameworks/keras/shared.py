@@ -56,8 +56,13 @@ class ElasticTraining:
         """
         seed = self.settings.seed, self.trainer.settings.epochs, self.epochs  # an epoch that is repeated is the same
         make_repeatable(self.elastic.model, int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31)
-        self.trainer.epoch(np.random.default_rng(seed), progress, lambda: self.elastic.obey(next(policies)))
+        self.trainer.epoch(np.random.default_rng(seed), progress, lambda: self._obey(next(policies)))
         self.epochs += 1
+
+    def _obey(self, policy: Policy) -> None:
+        """Let the next step train a policy. Only a graph can be thin; features are compared at full size."""
+        student = self.trainer.student
+        self.elastic.obey(policy, thin=not student.run_eagerly and student.objective.features is None)
 
     def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
         """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""

@@ -13,7 +13,8 @@ from keras import ops
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.inputs import SimulatedInput
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
-from autocompress.frameworks.keras.straight import read
+from autocompress.frameworks.keras.straight import read, valued
+from autocompress.frameworks.keras.thin import whole
 from autocompress.frameworks.keras.weights import PACKAGE, SimulatedWeight
 from autocompress.policy import FLOAT, LayerPolicy, Policy
 from autocompress.target.precision import LayerGrid
@@ -53,10 +54,7 @@ class Simulated(keras.layers.Layer):
         if self.weight is None:
             return self.layer(value)
         kernel = kernel_of(self.layer)
-        values = [
-            (variable, self.weight(read(kernel)) if variable is kernel else read(variable)) for variable in self.layer.variables
-        ]
-        with keras.StatelessScope(state_mapping=values):  # all of them: an outer scope's values are not seen within it
+        with valued((own, self.weight(read(kernel)) if own is kernel else read(own)) for own in self.layer.variables):
             return self.layer(value)
 
     def compute_output_shape(self, shape: Any) -> Any:
@@ -95,14 +93,14 @@ def simulate(model: keras.Model, policy: Policy, *, owned: bool = False) -> kera
 
 def set_progress(model: keras.Model, fraction: float) -> None:
     """Tell the simulation how much of the training is done, from 0 to 1; before and after it, everything is in force."""
-    for layer in _simulated_layers(model).values():
+    for layer in simulated_layers(model).values():
         if layer.weight is not None:
             layer.weight.set_progress(kernel_of(layer.layer), fraction)
 
 
 def share_binary_scales(model: keras.Model, shared: bool) -> None:
     """Give weights of one bit one scale per layer (DoReFa-Net) or per output channel (XNOR-Net)."""
-    for layer in _simulated_layers(model).values():
+    for layer in simulated_layers(model).values():
         if layer.weight is not None and layer.weight.bits == 1:
             layer.weight.shared_scale.assign(shared)
 
@@ -117,9 +115,15 @@ def input_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
     return {name: bounds for name, quantizer in simulated_inputs(model).items() if (bounds := quantizer.bounds) is not None}
 
 
+def simulated_layers(model: keras.Model) -> dict[str, Simulated]:
+    """Layer name → the layer, of those that are simulated."""
+    found = {name: whole(layer) for name, layer in layers_by_name(model).items()}
+    return {name: layer for name, layer in found.items() if isinstance(layer, Simulated)}
+
+
 def simulated_inputs(model: keras.Model) -> dict[str, SimulatedInput]:
     """Layer name → the quantizer of its input."""
-    found = _simulated_layers(model).items()
+    found = simulated_layers(model).items()
     return {name: layer.input_quantizer for name, layer in found if layer.input_quantizer is not None}
 
 
@@ -143,7 +147,7 @@ def settle(model: keras.Model) -> tuple[keras.Model, dict[str, LayerGrid]]:
 
 def _finished(model: keras.Model) -> keras.Model:
     """The graph as it is after its training: itself, or a copy where a part of the simulation follows the training."""
-    weights = [layer.weight for layer in _simulated_layers(model).values() if layer.weight is not None]
+    weights = [layer.weight for layer in simulated_layers(model).values() if layer.weight is not None]
     if not any(weight.follows_training for weight in weights):
         return model
     finished = rebuild(model, lambda name, layer: None)
@@ -165,7 +169,3 @@ def _grid(weight: SimulatedWeight, kernel: Any) -> LayerGrid:
     codes, bits = weight.codes(kernel), weight.bits
     assert bits is not None  # layers without a grid are not asked
     return LayerGrid(codes.swapaxes(0, 1), bits, axis=1) if weight.axes.is_transposed else LayerGrid(codes, bits)
-
-
-def _simulated_layers(model: keras.Model) -> dict[str, Simulated]:
-    return {name: layer for name, layer in layers_by_name(model).items() if isinstance(layer, Simulated)}

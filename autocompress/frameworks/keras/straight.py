@@ -1,10 +1,11 @@
-"""Functions with gradients of their own, on every backend."""
+"""Functions with gradients of their own, and variables with values for a while, on every backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
 from keras import ops
 
 Gradients = Callable[[Any], tuple[Any, ...]]
@@ -31,6 +32,17 @@ def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[.
 def read(variable: Any) -> Any:
     """The value of a variable as a tensor: TensorFlow hands on the variable itself, which no gradient function may use."""
     return ops.cast(variable, variable.dtype)
+
+
+def valued(values: Iterable[tuple[Any, Any]]) -> keras.StatelessScope:
+    """A scope in which variables have other values, which may have other shapes too.
+
+    An outer scope's values are not seen within it: it takes all that a layer reads.
+    """
+    scope = keras.StatelessScope()
+    for value in values:
+        scope.add_update(value)
+    return scope
 
 
 def straight_through(change: Callable[..., Any], value: Any, *constants: Any) -> Any:

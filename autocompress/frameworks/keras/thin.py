@@ -1,0 +1,186 @@
+"""The thin form of the elastic model: one compiled step in which layers compute only the channels that a policy keeps.
+
+Variables keep their shapes. While a layer is called it sees what a policy leaves of them, in sizes that the graph leaves open, so
+no policy needs a graph of its own. Only TensorFlow's graphs leave sizes open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from autocompress.frameworks.channels import ChannelGroup
+from autocompress.frameworks.keras.calls import outputs_of
+from autocompress.frameworks.keras.graph import layers_by_name
+from autocompress.frameworks.keras.layer_rules import INPUTS
+from autocompress.frameworks.keras.layers import DEPTHWISE
+from autocompress.frameworks.keras.nodes import as_argument
+from autocompress.frameworks.keras.straight import read, valued
+from autocompress.frameworks.keras.trace import SIZE_MARK
+
+Place = tuple[str, int]
+"""A tensor's name and one of its axes."""
+Cut = tuple[Any, Mapping[int, Place]]
+"""A variable, and axis → the place whose channels lie along it."""
+LAST, SIZE = "channels_last", f"{SIZE_MARK}0"
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+PLAIN = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+"""Layers that can be called with whatever sizes their weights have, beside batch norms; not a user's own kinds of them."""
+SAME = 1e-4
+"""Relative difference of outputs that are the same but for the order of sums."""
+
+
+class Kept:
+    """Which indices are kept along each place: a number for each, in one variable."""
+
+    def __init__(self, sizes: Mapping[Place, int]) -> None:
+        ends = np.cumsum([0, *sizes.values()]).tolist()
+        self._spans = dict(zip(sizes, pairwise(ends), strict=True))
+        self._flags = keras.Variable(np.ones(ends[-1], np.float32), trainable=False, autocast=False, name="kept")
+
+    def obey(self, gone: Mapping[Place, NDArray[np.int64]]) -> None:
+        """Keep all but what goes along some places."""
+        flags = np.ones(self._flags.shape, np.float32)
+        for place, (start, _) in self._spans.items():
+            flags[start + gone.get(place, np.zeros(0, np.int64))] = 0
+        self._flags.assign(flags)
+
+    def along(self, place: Place) -> Any:
+        """The indices that are kept, ascending."""
+        start, end = self._spans[place]
+        (indices,) = ops.nonzero(read(self._flags)[start:end])
+        return indices
+
+
+class Thin(keras.layers.Layer):
+    """A layer that computes with what is kept of its variables, and learns the statistics of what is kept.
+
+    Args:
+        layer: the whole layer.
+        cuts: its variables with channels that may go.
+        kept: of the model.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, cuts: Sequence[Cut], kept: Kept, **options: Any) -> None:
+        super().__init__(**{"name": layer.name, **options})
+        self.layer, self.cuts, self.kept = layer, cuts, kept
+        self.supports_masking, self.built = layer.supports_masking, True
+
+    def call(self, value: Any, **options: Any) -> Any:
+        """The layer on a value that has lost the channels that it does not read."""
+        places = {place for _, axes in self.cuts for place in axes.values()}
+        kept = {place: self.kept.along(place) for place in places}
+        cuts = {id(variable): {axis: kept[place] for axis, place in axes.items()} for variable, axes in self.cuts}
+        values = [(variable, _taken(read(variable), cuts.get(id(variable), {}))) for variable in self.layer.variables]
+        with valued(values) as scope:
+            output = self.layer(value, **options)
+        for variable, given in values:
+            if (now := scope.get_current_value(variable)) is not given:
+                variable.assign(_put_back(variable, now, cuts.get(id(variable), {})))
+        return output
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        """That of the whole layer."""
+        return self.layer.compute_output_shape(shape)
+
+
+def whole(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer that can be thin, or a layer itself."""
+    return layer.layer if isinstance(layer, Thin) else layer
+
+
+def places_of(graph: keras.Model, groups: Mapping[str, ChannelGroup], names: Collection[str]) -> dict[str, set[Place]]:
+    """Group → where its channels lie, for those of some groups that can go from the layers of a graph as they are."""
+    if keras.backend.backend() != "tensorflow":
+        return {}
+    layers, found = layers_by_name(graph), {}
+    for name in names:
+        members = [(member.tensor, member.axis) for member in groups[name].members]
+        if all(_can_go(layers, tensor, axis) for tensor, axis in members):
+            found[name] = {(tensor, axis) for tensor, axis in members if axis is not None}
+    return found
+
+
+def open_sizes(layer: keras.layers.Layer, name: str, places: Collection[Place]) -> None:
+    """Let a layer ask for sizes when it is called, in place. Keras remembers some from when it was built.
+
+    Args:
+        layer: is changed.
+        name: in the graph.
+        places: what may be thin.
+    """
+    if type(layer) in CONVOLUTIONS:
+        object.__setattr__(layer, "call", partial(_convolved, layer))
+    elif type(layer) is keras.layers.BatchNormalization:
+        layer.axis = -1
+    elif type(layer) is keras.layers.Reshape:
+        shape = enumerate(layer.target_shape, 1)
+        layer.target_shape = tuple(-1 if (name + SIZE, axis) in places else size for axis, size in shape)
+
+
+def are_the_same(model: keras.Model, inputs: Any, forms: Sequence[Callable[[], None]]) -> bool:
+    """Does a graph of a model, with its gradients, give the same outputs in several forms?
+
+    It does not where an operation has to know a size.
+    """
+    import tensorflow as tf
+
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def compute(inputs: Any) -> list[Any]:
+        outputs = [tf.cast(output, "float32") for output in outputs_of(model(inputs, training=False))]
+        gradients = tf.gradients([tf.reduce_mean(output) for output in outputs], variables)
+        return [*outputs, *(tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None)]
+
+    found = []
+    try:
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, as_argument(inputs))
+        graph = tf.function(compute, autograph=False).get_concrete_function(tensors)
+        for form in forms:
+            form()
+            found.append(graph(tensors))
+    except Exception:  # of any layer, a user's own too
+        return False
+    return all(np.allclose(one, other, SAME, SAME) for one, other in zip(*found, strict=True))
+
+
+def _can_go(layers: Mapping[str, Any], tensor: str, axis: int | None) -> bool:
+    if tensor.endswith(INPUTS):
+        return isinstance(layers[tensor.removesuffix(INPUTS)], DEPTHWISE)
+    layer: Any = layers.get(tensor.removesuffix(SIZE) if tensor.endswith(SIZE) else tensor.rpartition("/")[0])
+    if type(layer) is keras.layers.Reshape:
+        return -1 not in layer.target_shape
+    if type(layer) is keras.layers.BatchNormalization:
+        return not layer.renorm and layer.axis in (-1, layer.input_spec.ndim - 1)
+    return type(layer) in PLAIN and getattr(layer, "groups", 1) == 1 and getattr(layer, "data_format", LAST) == LAST
+
+
+def _convolved(layer: Any, value: Any) -> Any:
+    """What a convolution does, with the channels last."""
+    padding = layer.padding
+    if padding == "causal":
+        value, padding = ops.pad(value, layer._compute_causal_padding()), "valid"
+    convolve = ops.depthwise_conv if isinstance(layer, DEPTHWISE) else ops.conv
+    value = convolve(value, read(layer.kernel), layer.strides, padding, layer.data_format, layer.dilation_rate)
+    if layer.bias is not None:
+        value = value + read(layer.bias)
+    return value if layer.activation is None else layer.activation(value)
+
+
+def _taken(value: Any, kept: Mapping[int, Any]) -> Any:
+    """Some indices along some axes. Behind another axis the gradient is dense, as optimizers want it."""
+    for axis, indices in kept.items():
+        value = ops.take(ops.expand_dims(value, 0), indices, axis + 1)[0]
+    return value
+
+
+def _put_back(variable: Any, now: Any, kept: Mapping[int, Any]) -> Any:
+    """What a variable becomes when what is kept of it becomes something. Statistics have one axis."""
+    return ops.scatter_update(read(variable), kept[0][:, None], now) if kept else now
