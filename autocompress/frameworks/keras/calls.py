@@ -78,10 +78,13 @@ def as_float32(array: NDArray[Any]) -> NDArray[Any]:
 @contextmanager
 def calls_replaced(layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator[None]:
     """Within it, other functions are called in place of some layers' own. What was traced before is not changed."""
+    before = [vars(layer).get("call") for layer in layers]
     for layer in layers:
         object.__setattr__(layer, "call", wrap(layer, layer.call))
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, own in zip(layers, before, strict=True):
             object.__delattr__(layer, "call")
+            if own is not None:
+                object.__setattr__(layer, "call", own)

@@ -14,6 +14,7 @@ from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import calls_replaced, predicted
+from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.graph import rebuild
 from autocompress.frameworks.keras.losses import Objective, loss_of
 from autocompress.frameworks.keras.nodes import graph_of
@@ -113,6 +114,7 @@ class Trainer:
     def _fit(self, generator: np.random.Generator, epochs: int, callbacks: list[Any]) -> None:
         features = self.student.objective.features
         with ExitStack() as stack:
+            stack.enter_context(fused_norms(self.model, self.teacher))
             if self.task.splits["train"].comes_alone:  # a single sample has no statistics; the original's stand still
                 stack.enter_context(calls_replaced(batch_norms(self.model), _in_inference_mode))
             if features is not None:

@@ -13,6 +13,7 @@ from autocompress.data import merged, size_of
 from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, calibrating, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
+from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
 
@@ -35,7 +36,7 @@ def calibrate_ranges(task: Task, model: keras.Model) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
     if not has_unseen_inputs(model):
         return
-    with calibrating(simulated_inputs(model).values()):
+    with calibrating(simulated_inputs(model).values()), fused_norms(model):
         for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
             call(model, arrays(batch.inputs))
 
@@ -51,7 +52,7 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     momenta = [norm.momentum for norm in norms]
     batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
     seen = 0
-    with calls_replaced(norms, _in_training_mode):
+    with fused_norms(model), calls_replaced(norms, _in_training_mode):
         for inputs in merged(batch.inputs for batch in batches):
             size = size_of(inputs)
             for norm in norms:
