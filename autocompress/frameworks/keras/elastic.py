@@ -40,6 +40,7 @@ class Elastic:
 
     Attributes:
         model: the elastic copy.
+        thin_groups: whose channels need not be computed.
     """
 
     def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str) -> None:
@@ -84,11 +85,7 @@ class Elastic:
             thin: do not compute them, where that is possible. The model then has to run as a graph.
         """
         removed = self.removed(policy) if removed is None else removed
-        groups = self.pruning.groups
-        thinned = (
-            {n: gone for n, gone in removed.items() if n in self.thin_groups and len(gone) < groups[n].channels} if thin else {}
-        )
-        self._kept.obey(removed_slices(groups, thinned))
+        self._kept.obey(removed_slices(self.pruning.groups, self._thinned(removed) if thin else {}))
         reads, writes = self._lost(removed, "reads"), self._lost(removed, "writes")
         for name, (layer, weight, quantizer) in self._parts.items():
             kernel, done = kernel_of(layer), policy.layer(name)
