@@ -145,12 +145,19 @@ def test_a_model_that_has_to_know_its_sizes_is_only_masked() -> None:
     assert np.isfinite(training.elastic.model(CASES.first_digits(8)[0])).all()
 
 
-@pytest.mark.parametrize(("epochs", "features", "is_thin"), [(20, 0.0, True), (1, 0.0, False), (20, 1.0, False)])
-def test_the_steps_of_a_long_shared_training_are_thin(epochs: int, features: float, is_thin: bool) -> None:
-    training = CASES.framework.share(CASES.task("conv"), "l2", replace(SETTINGS, feature_distillation=features))
+@pytest.mark.parametrize(("epochs", "is_thin"), [(20, True), (1, False)])
+def test_the_steps_of_a_long_shared_training_are_thin(epochs: int, is_thin: bool) -> None:
+    training = share(CASES.task("conv"))
     training.begin(epochs)
     found: list[bool] = []
     obey = training.elastic.obey
     training.elastic.obey = lambda policy, thin: (found.append(thin), obey(policy, thin=thin))
     training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
     assert set(found) == {is_thin}
+
+
+def test_features_are_compared_at_full_size() -> None:
+    training = CASES.framework.share(CASES.task("conv"), "l2", replace(SETTINGS, feature_distillation=1.0))
+    assert not training.elastic.thin_groups
+    training.begin(20)
+    training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)

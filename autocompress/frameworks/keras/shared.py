@@ -36,7 +36,8 @@ class ElasticTraining:
         self, task: Task, graph: keras.Model, pruning: Pruning, example: Any, criterion: str, settings: TuneSettings
     ) -> None:
         self.task, self.settings = task, settings
-        self.elastic = Elastic(graph, example, pruning, criterion)
+        compares_features = settings.feature_distillation > 0  # at the sizes of the whole model
+        self.elastic = Elastic(graph, example, pruning, criterion, can_be_thin=not compares_features)
         self.teacher = teacher_of(graph)
         self.epochs = 0
 
@@ -60,9 +61,8 @@ class ElasticTraining:
         self.epochs += 1
 
     def _obey(self, policy: Policy) -> None:
-        """Let the next step train a policy. Only a graph can be thin; features are compared at full size."""
-        student = self.trainer.student
-        self.elastic.obey(policy, thin=not student.run_eagerly and student.objective.features is None)
+        """Let the next step train a policy. Only a graph can be thin."""
+        self.elastic.obey(policy, thin=not self.trainer.student.run_eagerly)
 
     def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
         """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""
