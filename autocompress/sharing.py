@@ -147,11 +147,11 @@ class Sharing:
         A dead process says nothing about the training: a resumed run goes on with it from its last epoch.
         """
         bench, settings = self.bench, self.bench.tune_settings
-        training = bench.framework.share(bench.task, bench.config.criterion, settings)
         screen = Screen(bench.framework, bench.task, PROBE_SAMPLES)
         most = None if seconds is None else MOST_TIME * seconds
         epochs = cycle_within(trials, most, self._own_seconds) * settings.epochs
         try:
+            training = bench.framework.share(bench.task, bench.config.criterion, settings)
             state = SharedTuning(
                 screen, training, self._sampler, epochs, self.folder, self.watcher, cycles_for(trials), most
             ).run()

@@ -17,6 +17,7 @@ from test_contract import SETTINGS, KerasCases, random_policies, silent
 
 import autocompress as ac
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM
+from autocompress.frameworks.keras import elastic as elastic_module
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
 
@@ -125,24 +126,72 @@ def test_batch_norms_of_the_thin_form_learn_of_the_channels_that_are_kept() -> N
 
 
 @keras.saving.register_keras_serializable("tests")
-class Halved(layers.Layer):
-    """Has to know how many channels there are, when it is traced."""
+class Averaged(layers.Layer):
+    """Has to know how many channels there are when it is traced.
+
+    Args:
+        otherwise: what it takes for their number where it is open; None to fail.
+    """
+
+    def __init__(self, otherwise: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.otherwise = otherwise
 
     def call(self, value: Any) -> Any:
-        """The value over two, in a roundabout way."""
-        return value * (0.5 * int(value.shape[-1]) / int(value.shape[-1]))
+        """The value in units of the mean of its channels, which is what it is however many of them are silent."""
+        count = value.shape[-1] or self.otherwise
+        return value * (0.5 * int(count) / int(value.shape[-1] or 16))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "otherwise": self.otherwise}
 
 
-def test_a_model_that_has_to_know_its_sizes_is_only_masked() -> None:
+@pytest.mark.parametrize("otherwise", [None, 3])
+def test_a_model_that_has_to_know_its_sizes_is_only_masked(otherwise: int | None) -> None:
     images = keras_models.image()
-    value = Halved()(layers.ReLU()(keras_models.conv(16, 3, "conv")(images)))
-    task = keras_models.small_task(keras.Model(images, keras_models.classified(value)))
-    training = share(task)
+    value = Averaged(otherwise)(layers.ReLU()(keras_models.conv(16, 3, "conv")(images)))
+    training = share(keras_models.small_task(keras.Model(images, keras_models.classified(value))))
     assert training.elastic.pruning.proof.proven
     assert not training.elastic.thin_groups
     training.begin(20)
     training.epoch(cycle([ac.Policy({"conv": 0.5})]), silent)
     assert np.isfinite(training.elastic.model(CASES.first_digits(8)[0])).all()
+
+
+def masked_sequence() -> keras.Model:
+    """Rows of an image of which empty ones do not count, also in its batch norm."""
+    images = keras_models.image()
+    value = layers.Dense(16, name="wide")(layers.Masking()(layers.Reshape((8, 8))(images)))
+    value = layers.GlobalAveragePooling1D()(layers.ReLU()(layers.BatchNormalization()(value)))
+    return keras.Model(images, layers.Dense(10, name="fc")(value))
+
+
+def test_a_batch_norm_with_a_mask_trains_masked() -> None:
+    training = share(keras_models.small_task(keras_models.seeded(masked_sequence)))
+    training.begin(20)
+    training.epoch(cycle([ac.Policy({"wide": 0.5})] if training.elastic.pruning.proof.proven else [ac.Policy()]), silent)
+    assert np.isfinite(training.elastic.model(CASES.first_digits(8)[0])).all()
+
+
+def test_what_thin_steps_have_trained_is_inherited_and_goes_on_in_the_masked_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, policy = CASES.task("resnet"), ac.Policy({"block1_conv1": 0.5}, {"block1_conv1": ac.LayerPolicy(8, 8)})
+    thin = share(task)
+    monkeypatch.setattr(elastic_module, "can_be_thin", lambda: False)
+    masked = share(task)
+    assert thin.elastic.thin_groups
+    assert not masked.elastic.thin_groups
+    for training in (thin, masked):
+        training.begin(20)
+    thin.epoch(cycle([policy]), silent)
+    thin.save(tmp_path / "checkpoint")
+    masked.load(tmp_path / "checkpoint")
+    inputs = CASES.first_digits(8)[:1]
+    found = [CASES.outputs(training.candidate(policy).model, inputs)[0] for training in (thin, masked)]
+    np.testing.assert_array_equal(*found)
+    elastic_of(thin).obey(policy)
+    np.testing.assert_allclose(found[0], CASES.outputs(elastic_of(thin).model, inputs)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("epochs", "is_thin"), [(20, True), (1, False)])

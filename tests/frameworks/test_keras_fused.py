@@ -65,3 +65,41 @@ def test_values_that_are_masked_do_not_count() -> None:
     with fused_norms(model):
         model(value, training=True)
     np.testing.assert_allclose(model.layers[-1].moving_mean, 0.01 * value[:, :3].mean((0, 1)), rtol=1e-4)
+
+
+def test_whole_numbers_are_normalized_too() -> None:
+    inputs = keras.Input((4, 5, 6), dtype="int32")
+    model = keras.Model(inputs, layers.BatchNormalization()(inputs=inputs))
+    value = np.arange(240).reshape(2, 4, 5, 6)
+    expected = model(value, training=False)
+    with fused_norms(model):
+        np.testing.assert_allclose(model(value, training=False), expected, rtol=1e-5)
+
+
+class Unused(layers.Layer):
+    """Holds a batch norm that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+        self.built = True
+
+    def call(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+
+def test_a_batch_norm_that_was_never_built_is_left_alone() -> None:
+    inputs = keras.Input((6,))
+    with fused_norms(keras.Model(inputs, Unused()(inputs))):
+        pass
+
+
+def test_replaced_calls_may_be_replaced_again() -> None:
+    model = norm_of((6,))
+    norm = model.layers[-1]
+    with fused_norms(model):
+        first = norm.call
+        with fused_norms(model):
+            assert norm.call is not first
+        assert norm.call is first

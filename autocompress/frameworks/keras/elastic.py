@@ -8,7 +8,7 @@ allow (`thin.py`), it is not computed. Channels are ranked once, so what a polic
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import keras
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autocompress.frameworks.base import Candidate
 from autocompress.frameworks.channels import Role, removed_slices
+from autocompress.frameworks.keras.calls import predicted
 from autocompress.frameworks.keras.elastic_layers import ElasticInput, ElasticWeight, Lost
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
@@ -26,7 +27,7 @@ from autocompress.frameworks.keras.prune import remove_channels, weights_by_name
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.rules import channel_axis
 from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
-from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, are_the_same, open_sizes, places_of, whole
+from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, can_be_thin, computes, open_sizes, places_of, whole
 from autocompress.frameworks.keras.weights import SimulatedWeight
 from autocompress.policy import Policy
 
@@ -43,16 +44,16 @@ class Elastic:
         example: inputs.
         pruning: its groups and rankings.
         criterion: of the ranking.
-        can_be_thin: false makes masked steps a tenth faster.
+        may_be_thin: false makes masked steps a tenth faster.
 
     Attributes:
         model: the elastic copy.
         thin_groups: whose channels need not be computed.
     """
 
-    def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str, can_be_thin: bool = True) -> None:
+    def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str, may_be_thin: bool = True) -> None:
         self.example, self.pruning, self.criterion = example, pruning, criterion
-        places = places_of(graph, pruning.groups, pruning.proof.proven) if can_be_thin else {}
+        places = places_of(graph, pruning.groups, pruning.proof.proven) if may_be_thin and can_be_thin() else {}
         self.thin_groups = frozenset(places)
         self._build(graph, places)
         if self.thin_groups and not self._is_right_when_thin():
@@ -77,10 +78,11 @@ class Elastic:
         self._parts = {name: cast(Part, (one.layer, one.weight, one.input_quantizer)) for name, one in simulated}
 
     def _is_right_when_thin(self) -> bool:
-        """Half of all channels are removed in both forms."""
+        """Is the thin form without half of its channels what a candidate is that has lost them?"""
         policy = Policy(dict.fromkeys(self.thin_groups, 0.5))
-        forms = [partial(self.obey, policy, thin=thin) for thin in (False, True)]
-        is_right = are_the_same(self.model, self.example, forms)
+        expected = predicted(self.candidate(policy).model, [self.example])
+        self.obey(policy, thin=True)
+        is_right = computes(self.model, self.example, expected)
         self.obey(Policy())
         return is_right
 

@@ -47,6 +47,7 @@ class SimulatedInput(keras.layers.Layer):
         super().__init__(**options)
         self.bits, self.largest_code, self.is_learned = bits, 2**bits - 1, bits in LEARNED_BITS
         self.is_seen, self.is_calibrating = is_seen, False
+        self.supports_masking = True
         self.build()
 
     def build(self, _: Any = None) -> None:

@@ -37,7 +37,7 @@ class ElasticTraining:
     ) -> None:
         self.task, self.settings = task, settings
         compares_features = settings.feature_distillation > 0  # at the sizes of the whole model
-        self.elastic = Elastic(graph, example, pruning, criterion, can_be_thin=not compares_features)
+        self.elastic = Elastic(graph, example, pruning, criterion, may_be_thin=not compares_features)
         self.teacher = teacher_of(graph)
         self.epochs = 0
 

@@ -37,7 +37,7 @@ class Simulated(keras.layers.Layer):
         input_quantizer: SimulatedInput | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**{"name": layer.name, **options})
+        super().__init__(**{"name": layer.name, "dtype": layer.dtype_policy, **options})
         self.layer, self.weight, self.input_quantizer = layer, weight, input_quantizer
         self.supports_masking = layer.supports_masking
 

@@ -6,7 +6,7 @@ no policy needs a graph of its own. Only TensorFlow's graphs leave sizes open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from autocompress.frameworks.channels import ChannelGroup
 from autocompress.frameworks.keras.calls import outputs_of
+from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.graph import layers_by_name
 from autocompress.frameworks.keras.layer_rules import INPUTS
 from autocompress.frameworks.keras.layers import DEPTHWISE
@@ -33,8 +34,10 @@ LAST, SIZE = "channels_last", f"{SIZE_MARK}0"
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 PLAIN = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
 """Layers that can be called with whatever sizes their weights have, beside batch norms; not a user's own kinds of them."""
-SAME = 1e-4
-"""Relative difference of outputs that are the same but for the order of sums."""
+SAME = 1e-3
+"""Difference of tensors that are the same but for the order of sums, over their largest value."""
+SMALLEST = 1e-3
+"""What counts as largest value at least."""
 
 
 class Kept:
@@ -69,18 +72,18 @@ class Thin(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.layers.Layer, cuts: Sequence[Cut], kept: Kept, **options: Any) -> None:
-        super().__init__(**{"name": layer.name, **options})
-        self.layer, self.cuts, self.kept = layer, cuts, kept
+        super().__init__(**{"name": layer.name, "dtype": layer.dtype_policy, **options})
+        self.layer, self.kept = layer, kept
+        self.places = {id(variable): axes for variable, axes in cuts}  # by id: a variable would become this layer's own
         self.supports_masking, self.built = layer.supports_masking, True
 
-    def call(self, value: Any, **options: Any) -> Any:
-        """The layer on a value that has lost the channels that it does not read."""
-        places = {place for _, axes in self.cuts for place in axes.values()}
-        kept = {place: self.kept.along(place) for place in places}
-        cuts = {id(variable): {axis: kept[place] for axis, place in axes.items()} for variable, axes in self.cuts}
+    def call(self, inputs: Any, **options: Any) -> Any:
+        """The layer on inputs that have lost the channels that it does not read."""
+        kept = {place: self.kept.along(place) for axes in self.places.values() for place in axes.values()}
+        cuts = {own: {axis: kept[place] for axis, place in axes.items()} for own, axes in self.places.items()}
         values = [(variable, _taken(read(variable), cuts.get(id(variable), {}))) for variable in self.layer.variables]
         with valued(values) as scope:
-            output = self.layer(value, **options)
+            output = self.layer(inputs, **options)
         for variable, given in values:
             if (now := scope.get_current_value(variable)) is not given:
                 variable.assign(_put_back(variable, now, cuts.get(id(variable), {})))
@@ -96,10 +99,17 @@ def whole(layer: keras.layers.Layer) -> keras.layers.Layer:
     return layer.layer if isinstance(layer, Thin) else layer
 
 
+def can_be_thin() -> bool:
+    """Does Keras compile steps with open sizes here? On a GPU every new size is searched for its best convolution."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.functions_run_eagerly() and not tf.config.list_physical_devices("GPU")
+
+
 def places_of(graph: keras.Model, groups: Mapping[str, ChannelGroup], names: Collection[str]) -> dict[str, set[Place]]:
     """Group → where its channels lie, for those of some groups that can go from the layers of a graph as they are."""
-    if keras.backend.backend() != "tensorflow":
-        return {}
     layers, found = layers_by_name(graph), {}
     for name in names:
         members = [(member.tensor, member.axis) for member in groups[name].members]
@@ -125,30 +135,33 @@ def open_sizes(layer: keras.layers.Layer, name: str, places: Collection[Place]) 
         layer.target_shape = tuple(-1 if (name + SIZE, axis) in places else size for axis, size in shape)
 
 
-def are_the_same(model: keras.Model, inputs: Any, forms: Sequence[Callable[[], None]]) -> bool:
-    """Does a graph of a model, with its gradients, give the same outputs in several forms?
+def computes(model: keras.Model, inputs: Any, expected: Sequence[NDArray[Any]]) -> bool:
+    """Can a step of a model be compiled, and does it give some outputs as it is now?
 
-    It does not where an operation has to know a size.
+    It cannot where an operation has to know a size, and does not where one knows a wrong one.
     """
     import tensorflow as tf
 
-    variables = [variable.value for variable in model.trainable_variables]
+    def outputs(inputs: Any) -> list[Any]:
+        return outputs_of(model(inputs, training=False))
 
-    def compute(inputs: Any) -> list[Any]:
-        outputs = [tf.cast(output, "float32") for output in outputs_of(model(inputs, training=False))]
-        gradients = tf.gradients([tf.reduce_mean(output) for output in outputs], variables)
-        return [*outputs, *(tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None)]
+    def step(inputs: Any) -> list[Any]:
+        learned = [variable.value for variable in model.trainable_variables]
+        return list(tf.gradients(outputs_of(model(inputs, training=True)), learned))
 
-    found = []
+    tensors = keras.tree.map_structure(tf.convert_to_tensor, as_argument(inputs))
     try:
-        tensors = keras.tree.map_structure(tf.convert_to_tensor, as_argument(inputs))
-        graph = tf.function(compute, autograph=False).get_concrete_function(tensors)
-        for form in forms:
-            form()
-            found.append(graph(tensors))
+        with fused_norms(model):
+            tf.function(step, autograph=False).get_concrete_function(tensors)
+            graph = tf.function(outputs, autograph=False).get_concrete_function(tensors)
+        found = [tensor.numpy() for tensor in graph(tensors)]
     except Exception:  # of any layer, a user's own too
         return False
-    return all(np.allclose(one, other, SAME, SAME) for one, other in zip(*found, strict=True))
+    return all(one.shape == other.shape and _is_same(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return bool(np.abs(one - other).max(initial=0) <= SAME * np.abs(other).max(initial=SMALLEST))
 
 
 def _can_go(layers: Mapping[str, Any], tensor: str, axis: int | None) -> bool:
@@ -158,7 +171,7 @@ def _can_go(layers: Mapping[str, Any], tensor: str, axis: int | None) -> bool:
     if type(layer) is keras.layers.Reshape:
         return -1 not in layer.target_shape
     if type(layer) is keras.layers.BatchNormalization:
-        return not layer.renorm and layer.axis in (-1, layer.input_spec.ndim - 1)
+        return not (layer.renorm or layer.activity_regularizer) and layer.axis in (-1, layer.input_spec.ndim - 1)
     return type(layer) in PLAIN and getattr(layer, "groups", 1) == 1 and getattr(layer, "data_format", LAST) == LAST
 
 
