@@ -173,7 +173,7 @@ def test_pruning_comes_where_int8_is_too_slow(
 def test_a_whole_workflow_for_real(tmp_path: Path, steady_meter: None) -> None:
     """A trained network that has to be pruned and trained to be within the budget; resumed, it does nothing again."""
     out, task = tmp_path / "run", models.search_task(epochs=8)
-    options = {"latency_budget": "60% of int8", "max_accuracy_drop": 0.1}
+    options = {"latency_budget": "75% of int8", "max_accuracy_drop": 0.1}
     result, watcher = run_workflow(task, out, **options)
     (record,) = searches.candidates(out)
     assert (record.source, record.state) == (PRUNE_QAT, State.COMPLETE)

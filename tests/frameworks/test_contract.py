@@ -477,7 +477,7 @@ def test_a_hopeless_candidate_is_ended_after_its_first_epoch(cases: Cases) -> No
     task = cases.trained_task()
     structure = cases.framework.inspect(task)
     layers = structure.layers
-    bits = {layer.name: ac.LayerPolicy(2, 4) for layer in layers}
+    bits = {layer.name: ac.LayerPolicy(1, 1) for layer in layers}
     ruined = compressed(cases, task, ac.Policy({group.name: 0.75 for group in structure.groups}, bits))
     settings = TuneSettings(3, 1e-9, 0.5, stop_hopeless=True)
     seen: list[float] = []
