@@ -52,6 +52,16 @@ class Arithmetic:
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(memory_format=order)  # type: ignore[call-overload]
 
+    def arrange_computed(self, model: nn.Module) -> None:
+        """The same for a model whose weights are computed from others, which get the gradients."""
+        if not self.channels_last:
+            return
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None and weight.ndim == 4:
+                    registry: dict[str, Any] = module._parameters
+                    registry[name] = weight.to(memory_format=torch.channels_last)
+
     @contextmanager
     def arranged(self, model: nn.Module) -> Iterator[None]:
         """Within it a model's weights are in the order."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -18,112 +19,21 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import parametrize
 
-from autocompress import grids
 from autocompress.frameworks.base import Candidate
 from autocompress.frameworks.channels import ChannelGroup, Role
-from autocompress.frameworks.torch.inputs import SimulatedInput
+from autocompress.frameworks.torch.elastic_layers import NONE, ElasticInput, ElasticWeight
 from autocompress.frameworks.torch.layers import HEAVY, TRANSPOSED, layers_of
 from autocompress.frameworks.torch.prune import kept_index, remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
-from autocompress.frameworks.torch.simulate import quantize_input, simulate, simulate_inputs, simulated_weights
-from autocompress.frameworks.torch.weights import SimulatedWeight
-from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
+from autocompress.frameworks.torch.simulate import attach_input, simulate, simulated_weights
+from autocompress.frameworks.torch.thin import Thin
+from autocompress.policy import LayerPolicy, Policy
 
 Removed = Mapping[str, Sequence[int]]
 Place = tuple[str, int | None]
-NONE = np.zeros(0, np.int64)
 WIDTHS = (8, 7, 4, 3, 2)
 """Weight widths that the elastic model knows. Each has a step of its own, so that no width has to live with another's."""
 PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
-
-
-class ElasticWeight(nn.Module):
-    """A weight of which a policy silences inputs, sets some to zero and puts the rest on a grid.
-
-    Attributes:
-        widths: bits → the simulation of that grid.
-        mask: 1 for what is kept, broadcast against the weight; None where all of it is.
-        bits: the width that is in force, or float.
-    """
-
-    def __init__(self, weight: torch.Tensor, axis: int, input_axis: int, widths: Iterable[int]) -> None:
-        super().__init__()
-        self.axis, self.input_axis = axis, input_axis
-        found = {str(bits): SimulatedWeight(weight, LayerPolicy(bits), axis, input_axis) for bits in widths}
-        self.widths = nn.ModuleDict(found)
-        self.mask: torch.Tensor | None = None
-        self.bits: Bits = FLOAT
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight under the policy."""
-        kept = weight if self.mask is None else weight * self.mask
-        return kept if self.bits == FLOAT else cast(torch.Tensor, self.widths[str(self.bits)](kept))
-
-    def set_progress(self, weight: torch.Tensor, fraction: float) -> None:
-        """Nothing: every policy is in force as a whole from the first step on."""
-
-    def obey(self, weight: torch.Tensor, layer: LayerPolicy, inputs: NDArray[np.int64], outputs: NDArray[np.int64]) -> None:
-        """Follow a policy.
-
-        Args:
-            weight: what is trained.
-            layer: what is done to it.
-            inputs: the input channels that it loses.
-            outputs: the output channels that it loses.
-        """
-        self.bits, self.mask = layer.weights, None
-        if layer.sparsity:
-            self.mask = self._zeros(weight, layer, inputs, outputs)
-        elif len(inputs):
-            shape = [-1 if a == self.input_axis else 1 for a in range(weight.ndim)]
-            self.mask = _kept_mask(weight.shape[self.input_axis], inputs, weight.device).reshape(shape)
-
-    def _zeros(
-        self, weight: torch.Tensor, layer: LayerPolicy, inputs: NDArray[np.int64], outputs: NDArray[np.int64]
-    ) -> torch.Tensor:
-        """The zeros that the weight would get once it has lost its channels, and those of its silenced inputs."""
-        values = weight.detach().cpu().numpy()
-        kept = [np.arange(size) for size in values.shape]
-        kept[self.input_axis] = np.setdiff1d(kept[self.input_axis], inputs)
-        kept[self.axis] = np.setdiff1d(kept[self.axis], outputs)
-        mask = np.zeros(values.shape, np.float32)
-        if all(map(len, kept)):
-            mask[np.ix_(*kept)] = grids.mask(values[np.ix_(*kept)], layer.sparsity, layer.block, self.input_axis)
-        return torch.from_numpy(mask).to(weight.device)
-
-
-class ElasticInput(SimulatedInput):
-    """An input of 8 bits that a policy may leave in float. Silenced channels do not count in its range.
-
-    A range belongs to one policy, so it is forgotten with each; while training it is that of the batch.
-
-    Attributes:
-        channels: how many a layer reads.
-        shape: in which one number per channel is broadcast against the input.
-        mask: 1 for the channels that are read; None where all are.
-        is_float: the policy leaves the input as it is.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        linear = isinstance(layer, nn.Linear)
-        self.channels = int(layer.in_features if linear else layer.in_channels)
-        self.shape = [-1] if linear else [-1, *[1] * len(layer.kernel_size)]
-        self.mask: torch.Tensor | None = None
-        self.is_float = True
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """The value on its grid, or as it is."""
-        return value if self.is_float else super().forward(value)
-
-    def obey(self, layer: LayerPolicy, lost: NDArray[np.int64]) -> None:
-        """Follow a policy; `lost` are the channels that are not read any more."""
-        self.forget()
-        self.is_float = layer.activations == FLOAT
-        self.mask = _kept_mask(self.channels, lost, self.low.device).reshape(self.shape) if len(lost) else None
-
-    def _observe(self, value: torch.Tensor) -> None:
-        super()._observe(value if self.mask is None else value * self.mask)
 
 
 class Elastic:
@@ -173,13 +83,8 @@ class Elastic:
         """
         removed = self.removed(policy)
         self.obey(policy, removed)
-        thin = copy.deepcopy(self.original, {id(own): self._tensor(name) for name, own in self.original.named_parameters()})
-        remove_channels(thin, self.pruning.groups, removed, self.pruning.proof.follow, differentiable=True)
-        simulate_inputs(thin, policy)
-        modes = {name: module.training for name, module in self.model.named_modules()}
-        for name, module in thin.named_modules():
-            module.training = modes.get(name, self.model.training)  # what is in the place of a removed branch does not care
-        return thin
+        tensors = {name: cast(torch.Tensor, getattr(module, attribute)) for name, module, attribute in self._places}
+        return self._thin.cut(policy, removed, tensors)
 
     def candidate(self, policy: Policy, removed: Removed | None = None) -> Candidate:
         """The model under a policy, with the channels cut out and the weights and steps that the elastic model has now."""
@@ -195,10 +100,9 @@ class Elastic:
 
     def _attach_layer(self, name: str, module: Any) -> None:
         axis, input_axis = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
-        quantizer = ElasticInput(module).to(module.weight.device)
+        quantizer = ElasticInput(module)
         self._attach_weight(f"{name}.weight".lstrip("."), self._tensors[name], axis, input_axis, WIDTHS)
-        module.add_module("simulated_input", quantizer)
-        module.register_forward_pre_hook(quantize_input)
+        attach_input(module, quantizer)
         self._inputs.append((name, quantizer, input_axis))
 
     def _attach_weight(self, place: str, tensor: str, axis: int, input_axis: int, widths: Iterable[int]) -> None:
@@ -209,10 +113,15 @@ class Elastic:
         parametrize.register_parametrization(module, attribute, elastic)
         self._weights.append((tensor, elastic, weight))
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        """What stands for a parameter under the policy that is in force."""
-        owner, _, attribute = name.rpartition(".")
-        return cast(torch.Tensor, getattr(self.model.get_submodule(owner), attribute))
+    @cached_property
+    def _thin(self) -> Thin:
+        return Thin(self.original, self.pruning, self.model)
+
+    @cached_property
+    def _places(self) -> list[tuple[str, nn.Module, str]]:
+        """Each parameter of the original, and which attribute of which module stands for it under the policy in force."""
+        names = [name for name, _ in self.original.named_parameters()]
+        return [(name, self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
 
     def _hand_over_steps(self, model: nn.Module, lost: Mapping[Place, NDArray[np.int64]]) -> None:
         """Let the simulation of a candidate go on with the steps that were learned."""
@@ -242,7 +151,3 @@ def _lost(groups: Mapping[str, ChannelGroup], removed: Removed, role: Role) -> d
             if member.role == role and len(channels):
                 found.setdefault((member.tensor, member.axis), []).append(member.indices[list(channels)].reshape(-1))
     return {place: np.unique(np.concatenate(parts)) for place, parts in found.items()}
-
-
-def _kept_mask(size: int, lost: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    return torch.ones(size, device=device).index_fill_(0, torch.from_numpy(lost).to(device), 0)

@@ -37,7 +37,7 @@ def remove_channels(
     """
     slices = {place: gone for place, gone in removed_slices(groups, removed).items() if gone.size}
     modules = dict(model.named_modules())
-    before = {name: _width(module) for name, module in modules.items()}
+    before = {name: _width(module) for name, module in modules.items()} if set(follow) & set(removed) else {}
     homes = _homes(modules.values())
     for (tensor, axis), gone in slices.items():
         value = _registered(modules, tensor)

@@ -70,7 +70,8 @@ class SharedTraining:
     def _obey(self, policy: Policy) -> None:
         """Let the next step train a policy. Features are compared layer by layer, which only the whole model has."""
         if self.trainer.objective.features is None:
-            self.trainer.objective.model = self.elastic.thin(policy)
+            thin = self.trainer.objective.model = self.elastic.thin(policy)
+            self.trainer.arithmetic.arrange_computed(thin)
         else:
             self.elastic.obey(policy)
 

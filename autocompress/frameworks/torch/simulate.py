@@ -39,11 +39,16 @@ def simulate_inputs(model: nn.Module, policy: Policy) -> None:
     for name, layer in policy.layers.items():
         module = model.get_submodule(name)
         if isinstance(module, HEAVY) and isinstance(layer.activations, int):
-            module.add_module("simulated_input", SimulatedInput(layer.activations).to(device_of(module)))
-            module.register_forward_pre_hook(quantize_input)
+            attach_input(module, SimulatedInput(layer.activations))
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):  # in evaluation it would pass nested tensors, on which no range is defined
             module.use_nested_tensor = False
+
+
+def attach_input(layer: nn.Module, quantizer: SimulatedInput) -> None:
+    """Let a quantizer have a layer's input first."""
+    layer.add_module("simulated_input", quantizer.to(device_of(layer)))
+    layer.register_forward_pre_hook(quantize_input)
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:
