@@ -10,7 +10,8 @@ from autocompress.data import Batch
 
 BATCH_NORM_SAMPLES, BATCH_NORM_BATCHES = 1024, 25
 """Samples from which batch norms take their statistics, in no more than so many batches."""
-CALIBRATION_BATCHES = 8
+CALIBRATION_BATCHES, FIRST_BATCHES = 8, 2
+"""Of the calibration data: for ranges that stay, and for such as a training goes on observing."""
 
 
 def for_batch_norms(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -21,6 +22,12 @@ def for_batch_norms(batches: Iterable[Batch]) -> Iterator[Batch]:
         samples += batch.size
         if samples >= BATCH_NORM_SAMPLES or count >= BATCH_NORM_BATCHES:
             return
+
+
+def calibration_count(quantizers: Collection[Any], trains: bool) -> int:
+    """How many batches the quantizers of inputs have to see, before a training or without one. Learned ranges start from them."""
+    goes_on = trains and not any(quantizer.is_learned for quantizer in quantizers)
+    return FIRST_BATCHES if goes_on else CALIBRATION_BATCHES
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -47,7 +48,7 @@ def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: T
     """
     make_repeatable(model, settings.seed)
     share_binary_scales(model, settings.binarization == "dorefa")
-    calibrate_ranges(task, model)
+    calibrate_ranges(task, model, trains=task.fine_tune is None)
     teacher = teacher_of(original)
     if task.fine_tune is not None:
         task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
@@ -68,6 +69,23 @@ def teacher_of(original: keras.Model) -> keras.Model:
 def make_repeatable(model: keras.Model, seed: int) -> None:
     """Seed Keras and every layer that draws random numbers."""
     keras.utils.set_random_seed(seed)
+    _seed_layers(model, seed)
+
+
+def make_epoch_repeatable(model: keras.Model, seed: int) -> None:
+    """The same within a training.
+
+    TensorFlow's own seed stays: with another it prepares every compiled step anew, which takes as long as a dozen steps.
+    """
+    if keras.backend.backend() == "tensorflow":
+        random.seed(seed)
+        np.random.seed(seed)
+    else:
+        keras.utils.set_random_seed(seed)
+    _seed_layers(model, seed)
+
+
+def _seed_layers(model: keras.Model, seed: int) -> None:
     states = [variable for variable in model.variables if variable.name == "seed_generator_state"]
     for index, state in enumerate(states):
         state.assign(np.array([seed, index], dtype=state.dtype))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from autocompress.data import merged, size_of
-from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, calibrating, for_batch_norms
+from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
 from autocompress.frameworks.keras.fused import fused_norms
@@ -32,13 +32,22 @@ def reestimate(model: keras.Model, task: Task) -> None:
         reestimate_batch_norm(model, task)
 
 
-def calibrate_ranges(task: Task, model: keras.Model) -> None:
-    """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
+def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) -> None:
+    """Let the inputs that were never observed see some batches, so that training starts from the post-training model.
+
+    Args:
+        task: with the data.
+        model: whose inputs are simulated.
+        trains: a training follows, which goes on observing.
+    """
     if not has_unseen_inputs(model):
         return
-    with calibrating(simulated_inputs(model).values()), fused_norms(model):
-        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
-            call(model, arrays(batch.inputs))
+    quantizers = simulated_inputs(model).values()
+    batches = (batch.inputs for batch in islice(task.calibration_split.batches(), calibration_count(quantizers, trains)))
+    are_means = all(quantizer.bits == 8 for quantizer in quantizers)  # over samples, of whatever batches they came in
+    with calibrating(quantizers), fused_norms(model):
+        for inputs in merged(batches) if are_means else batches:
+            call(model, arrays(inputs))
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:

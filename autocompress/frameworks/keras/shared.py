@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 from autocompress.errors import ModelError
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.keras.elastic import Elastic
-from autocompress.frameworks.keras.finetune import Trainer, make_repeatable, teacher_of
+from autocompress.frameworks.keras.finetune import Trainer, make_epoch_repeatable, teacher_of
 from autocompress.frameworks.keras.optimize import SHARED_SGD_RATE, uses_default_sgd
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.weights_file import write_whole
@@ -56,7 +56,7 @@ class ElasticTraining:
             DivergedError: the loss is not a number.
         """
         seed = self.settings.seed, self.trainer.settings.epochs, self.epochs  # an epoch that is repeated is the same
-        make_repeatable(self.elastic.model, int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31)
+        make_epoch_repeatable(self.elastic.model, int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31)
         self.trainer.epoch(np.random.default_rng(seed), progress, lambda: self._obey(next(policies)))
         self.epochs += 1
 

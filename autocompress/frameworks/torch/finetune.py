@@ -40,7 +40,7 @@ def fine_tune(
     """
     torch.manual_seed(settings.seed)
     share_binary_scales(model, settings.binarization == "dorefa")
-    calibrate_ranges(task, model)
+    calibrate_ranges(task, model, trains=task.fine_tune is None)
     teacher = copy.deepcopy(task.model).eval()  # the user's model stays in the mode that it is in
     if task.fine_tune is not None:
         task.fine_tune(model, teacher=teacher, epochs=settings.epochs)

@@ -32,6 +32,7 @@ class SimulatedInput(nn.Module):
     Attributes:
         low, high: the averaged range; not a number before any batch was seen.
         batches: how many were seen.
+        is_learned: the range, by its factor.
         factor: the learned range over that average; None where it is not learned.
         is_calibrating: observe every batch, in whatever mode, and let it pass.
     """
@@ -47,7 +48,8 @@ class SimulatedInput(nn.Module):
         self.register_buffer("low", torch.tensor(float("nan")))
         self.register_buffer("high", torch.tensor(float("nan")))
         self.register_buffer("batches", torch.tensor(0))
-        self.factor = nn.Parameter(torch.tensor(1.0)) if bits in LEARNED_BITS else None
+        self.is_learned = bits in LEARNED_BITS
+        self.factor = nn.Parameter(torch.tensor(1.0)) if self.is_learned else None
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """The value on its grid; the gradient passes where it is in range."""

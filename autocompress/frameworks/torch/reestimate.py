@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, calibrating, for_batch_norms
+from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import call, device_of, tensors
@@ -30,14 +30,20 @@ def reestimate(model: nn.Module, task: Task) -> None:
     model.eval()
 
 
-def calibrate_ranges(task: Task, model: nn.Module) -> None:
-    """Let the inputs that were never observed see some batches, so that training starts from the post-training model."""
+def calibrate_ranges(task: Task, model: nn.Module, *, trains: bool = False) -> None:
+    """Let the inputs that were never observed see some batches, so that training starts from the post-training model.
+
+    Args:
+        task: with the data.
+        model: whose inputs are simulated.
+        trains: a training follows, which goes on observing.
+    """
     if not has_unseen_inputs(model):
         return
-    device, arithmetic = device_of(model), exact_arithmetic(task)
+    device, arithmetic, quantizers = device_of(model), exact_arithmetic(task), simulated_inputs(model)
     model.eval()
-    with torch.no_grad(), arithmetic.arranged(model), calibrating(simulated_inputs(model)):
-        for batch in islice(task.calibration_split.batches(), CALIBRATION_BATCHES):
+    with torch.no_grad(), arithmetic.arranged(model), calibrating(quantizers):
+        for batch in islice(task.calibration_split.batches(), calibration_count(quantizers, trains)):
             call(model, arithmetic.ordered(tensors(batch.inputs, device)))
 
 
