@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -210,3 +211,15 @@ def test_features_are_compared_at_full_size() -> None:
     assert not training.elastic.thin_groups
     training.begin(20)
     training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
+
+
+def test_an_epoch_goes_on_with_the_step_that_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = share(CASES.task("conv"))
+    training.begin(20)
+    monkeypatch.setattr(tf.random, "set_seed", lambda seed: pytest.fail("TensorFlow would prepare all steps anew"))
+    drawn = []
+    for _ in range(2):
+        training.epochs = 0
+        training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
+        drawn.append((np.random.random(), random.random()))
+    assert drawn[0] == drawn[1]

@@ -125,3 +125,46 @@ def test_features_are_learned_in_a_shared_training_too() -> None:
         training.epoch(iter([ac.Policy({"block1.conv1": 0.5})]), lambda _: None)
         trained.append(training.candidate(ac.Policy()).model.stem.weight.detach().numpy())
     assert np.abs(trained[0] - trained[1]).max() > 0
+
+
+class Listing(nn.Module):
+    """A network that knows a parameter by another way than its registration, as an LSTM knows its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.recurrent, self.last = nn.Linear(8, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 10)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.known = [self.scale]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.recurrent(functional.relu(self.first(images[:, 0])) * self.known[0])
+        return self.last(hidden[:, -1])
+
+
+def test_parameters_that_a_module_holds_elsewhere_are_trained_too() -> None:
+    elastic = elastic_of(models.small_task(Listing()))
+    elastic.model.train()
+    for _ in range(2):
+        _, found = gradients(elastic, elastic.thin(ac.Policy()), (torch.randn(4, 1, 8, 8),))
+        assert {"scale", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "recurrent.bias_ih_l0"} <= set(found)
+
+
+def test_steps_of_images_have_channels_last_as_those_of_a_candidate() -> None:
+    training = TorchFramework().share(CASES.task("resnet"), "l2", TuneSettings(1, 1e-2, 0.5))
+    training.begin(1)
+    assert training.trainer.arithmetic.channels_last
+    seen = []
+    step = training.trainer.step
+
+    def watched(batch: Any) -> None:
+        for module in training.trainer.objective.model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(
+                    lambda *found: seen.append(found[2].is_contiguous(memory_format=torch.channels_last))
+                )
+        step(batch)
+
+    training.trainer.step = watched
+    training.epoch(iter(random_policies(CASES, training.task, 1)), lambda _: None)
+    assert seen
+    assert all(seen)
