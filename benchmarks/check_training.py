@@ -82,7 +82,7 @@ def elastic_step(task: ac.Task, is_thin: bool) -> Step:
     def step() -> None:
         policy = ac.Policy({group.name: float(generator.choice([0, 0.25, 0.5, 0.75])) for group in structure.groups}, layers)
         if is_thin:
-            training.trainer.objective.model = training.elastic.thin(policy)
+            training._obey(policy)
         else:
             training.elastic.obey(policy)
         training.trainer.step(batch)

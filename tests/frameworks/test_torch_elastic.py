@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 from typing import Any
@@ -127,8 +128,8 @@ def test_features_are_learned_in_a_shared_training_too() -> None:
     assert np.abs(trained[0] - trained[1]).max() > 0
 
 
-class Listing(nn.Module):
-    """A network that knows a parameter by another way than its registration, as an LSTM knows its weights."""
+class Recurrent(nn.Module):
+    """A network with an LSTM, which holds its weights in a list too, and a parameter that it reads from a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,12 +142,64 @@ class Listing(nn.Module):
         return self.last(hidden[:, -1])
 
 
+class Remembering(nn.Module):
+    """A network that keeps its first width, its outputs, an expanded buffer and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.widths: dict[str, int] = {}
+        self.outputs: list[torch.Tensor] = []
+        self.register_buffer("ones", torch.ones(1, 1).expand(1, 64), persistent=False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = functional.relu(self.first(images.flatten(1) * self.ones))
+        hidden = hidden.reshape(-1, self.widths.setdefault("hidden", hidden.shape[1]))
+        self.calls += 1
+        self.outputs.append(self.last(hidden))
+        return self.outputs[-1] * self.calls
+
+
+class Configured(nn.Module):
+    """A network with an object of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.options = nn.Linear(64, 16), nn.Linear(16, 10), argparse.Namespace(scale=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(functional.relu(self.first(images.flatten(1)))) * self.options.scale
+
+
 def test_parameters_that_a_module_holds_elsewhere_are_trained_too() -> None:
-    elastic = elastic_of(models.small_task(Listing()))
+    elastic = elastic_of(models.small_task(Recurrent()))
     elastic.model.train()
     for _ in range(2):
         _, found = gradients(elastic, elastic.thin(ac.Policy()), (torch.randn(4, 1, 8, 8),))
         assert {"scale", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "recurrent.bias_ih_l0"} <= set(found)
+
+
+def test_what_a_module_remembers_is_forgotten_with_its_policy() -> None:
+    elastic = elastic_of(models.small_task(Remembering()))
+    elastic.model.train()
+    for ratio in (0.5, 0.25, 0):
+        thin: Any = elastic.thin(ac.Policy({"first": ratio}))
+        call(thin, (torch.randn(4, 1, 8, 8),))
+        assert thin.widths == {"hidden": 16 * (1 - ratio)}
+        assert len(thin.outputs) == thin.calls == 1
+
+
+def nested() -> nn.Module:
+    return nn.Sequential(Configured())
+
+
+@pytest.mark.parametrize(
+    ("make", "is_reused"), [(models.resnet, True), (Remembering, True), (Configured, False), (Recurrent, False), (nested, False)]
+)
+def test_one_copy_is_cut_again_where_it_can_be_put_in_order(make: Any, is_reused: bool) -> None:
+    elastic = elastic_of(models.small_task(make()))
+    assert (elastic.thin(ac.Policy()) is elastic.thin(ac.Policy())) == is_reused
 
 
 def test_steps_of_images_have_channels_last_as_those_of_a_candidate() -> None:

@@ -73,9 +73,10 @@ def make_repeatable(model: keras.Model, seed: int) -> None:
 
 
 def make_epoch_repeatable(model: keras.Model, seed: int) -> None:
-    """The same within a training.
+    """The same for an epoch of a training that goes on.
 
-    TensorFlow's own seed stays: with another it prepares every compiled step anew, which takes as long as a dozen steps.
+    TensorFlow's own seed stays: with another it prepares every compiled step anew, which takes as long as a dozen steps. What a
+    user draws from TensorFlow itself is therefore not repeated.
     """
     if keras.backend.backend() == "tensorflow":
         random.seed(seed)

@@ -38,16 +38,15 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     Args:
         task: with the data.
         model: whose inputs are simulated.
-        trains: a training follows, which goes on observing.
+        trains: a training follows, in which all of them go on observing.
     """
     if not has_unseen_inputs(model):
         return
     quantizers = simulated_inputs(model).values()
-    batches = (batch.inputs for batch in islice(task.calibration_split.batches(), calibration_count(quantizers, trains)))
-    are_means = all(quantizer.bits == 8 for quantizer in quantizers)  # over samples, of whatever batches they came in
+    batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
     with calibrating(quantizers), fused_norms(model):
-        for inputs in merged(batches) if are_means else batches:
-            call(model, arrays(inputs))
+        for batch in batches:
+            call(model, arrays(batch.inputs))
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 from autocompress.errors import ModelError
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.keras.elastic import Elastic
-from autocompress.frameworks.keras.finetune import Trainer, make_epoch_repeatable, make_repeatable, teacher_of
+from autocompress.frameworks.keras.finetune import Trainer, make_epoch_repeatable, teacher_of
 from autocompress.frameworks.keras.optimize import SHARED_SGD_RATE, uses_default_sgd
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.weights_file import write_whole
@@ -46,7 +46,7 @@ class ElasticTraining:
         settings = replace(self.settings, epochs=epochs, gradient_norm=SHARED_GRADIENT_NORM)
         if settings.learning_rate is None and uses_default_sgd(self.task, self.elastic.model):
             settings = replace(settings, learning_rate=SHARED_SGD_RATE)
-        make_repeatable(self.elastic.model, settings.seed)
+        keras.utils.set_random_seed(settings.seed)
         self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
         self.epochs = 0
 

@@ -79,7 +79,7 @@ class Elastic:
     def thin(self, policy: Policy) -> nn.Module:
         """The model under a policy with the channels cut out, whose gradients reach the weights of the elastic model.
 
-        It gives what `model` gives that obeys the policy, in the time that the candidate takes.
+        It gives what `model` gives that obeys the policy, in the time that the candidate takes, until the next one is asked for.
         """
         removed = self.removed(policy)
         self.obey(policy, removed)

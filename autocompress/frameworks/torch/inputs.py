@@ -32,7 +32,7 @@ class SimulatedInput(nn.Module):
     Attributes:
         low, high: the averaged range; not a number before any batch was seen.
         batches: how many were seen.
-        is_learned: the range, by its factor.
+        is_learned: the range follows the factor, not the batches.
         factor: the learned range over that average; None where it is not learned.
         is_calibrating: observe every batch, in whatever mode, and let it pass.
     """

@@ -37,7 +37,8 @@ def remove_channels(
     """
     slices = {place: gone for place, gone in removed_slices(groups, removed).items() if gone.size}
     modules = dict(model.named_modules())
-    before = {name: _width(module) for name, module in modules.items()} if set(follow) & set(removed) else {}
+    followed = [name for name in follow if removed.get(name)]
+    before = {name: _width(module) for name, module in modules.items()} if followed else {}
     homes = _homes(modules.values())
     for (tensor, axis), gone in slices.items():
         value = _registered(modules, tensor)
@@ -48,9 +49,8 @@ def remove_channels(
     for tensor in {tensor for tensor, _ in slices}:
         for owner, _ in homes[id(_registered(modules, tensor))]:
             synchronize(owner)
-    for name in follow:
-        if removed.get(name):
-            _follow(model, groups[name], len(removed[name]), before)
+    for name in followed:
+        _follow(model, groups[name], len(removed[name]), before)
     vanish(model, groups, removed)
 
 

@@ -13,7 +13,13 @@ from autocompress.frameworks.calibrating import calibrating, calibration_count, 
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import call, device_of, tensors
-from autocompress.frameworks.torch.simulate import forget_ranges, has_coarse_inputs, has_unseen_inputs, simulated_inputs
+from autocompress.frameworks.torch.simulate import (
+    forget_ranges,
+    has_coarse_inputs,
+    has_unseen_inputs,
+    observes_in_training,
+    simulated_inputs,
+)
 from autocompress.task import Task
 
 
@@ -36,14 +42,15 @@ def calibrate_ranges(task: Task, model: nn.Module, *, trains: bool = False) -> N
     Args:
         task: with the data.
         model: whose inputs are simulated.
-        trains: a training follows, which goes on observing.
+        trains: a training follows, in which most of them go on observing.
     """
     if not has_unseen_inputs(model):
         return
     device, arithmetic, quantizers = device_of(model), exact_arithmetic(task), simulated_inputs(model)
+    count = calibration_count(quantizers, trains and observes_in_training(model))
     model.eval()
     with torch.no_grad(), arithmetic.arranged(model), calibrating(quantizers):
-        for batch in islice(task.calibration_split.batches(), calibration_count(quantizers, trains)):
+        for batch in islice(task.calibration_split.batches(), count):
             call(model, arithmetic.ordered(tensors(batch.inputs, device)))
 
 

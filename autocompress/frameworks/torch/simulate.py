@@ -31,24 +31,20 @@ def simulate(model: nn.Module, policy: Policy) -> None:
         if layer.weights != FLOAT or layer.sparsity:
             outputs, inputs = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
             parametrize.register_parametrization(module, "weight", SimulatedWeight(weight, layer, outputs, inputs))
-    simulate_inputs(model, policy)
-
-
-def simulate_inputs(model: nn.Module, policy: Policy) -> None:
-    """Attach the simulation of a policy's inputs alone."""
-    for name, layer in policy.layers.items():
-        module = model.get_submodule(name)
-        if isinstance(module, HEAVY) and isinstance(layer.activations, int):
-            attach_input(module, SimulatedInput(layer.activations))
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):  # in evaluation it would pass nested tensors, on which no range is defined
-            module.use_nested_tensor = False
+    _simulate_inputs(model, policy)
 
 
 def attach_input(layer: nn.Module, quantizer: SimulatedInput) -> None:
     """Let a quantizer have a layer's input first."""
     layer.add_module("simulated_input", quantizer.to(device_of(layer)))
     layer.register_forward_pre_hook(quantize_input)
+
+
+def keep_plain_tensors(model: nn.Module) -> None:
+    """Keep encoders from passing nested tensors in evaluation, on which no range is defined."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def set_progress(model: nn.Module, fraction: float) -> None:
@@ -77,6 +73,12 @@ def has_coarse_inputs(model: nn.Module) -> bool:
 def has_unseen_inputs(model: nn.Module) -> bool:
     """True where an input's range was not observed yet."""
     return any(not quantizer.is_seen for quantizer in simulated_inputs(model))
+
+
+def observes_in_training(model: nn.Module) -> bool:
+    """True where a training observes all inputs: a user's `train` may leave a part of the model in evaluation mode."""
+    model.train()
+    return all(quantizer.training for quantizer in simulated_inputs(model))
 
 
 def input_ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -123,6 +125,14 @@ def quantize_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def simulated_inputs(model: nn.Module) -> list[SimulatedInput]:
     """The quantizers of all inputs."""
     return [module for module in model.modules() if isinstance(module, SimulatedInput)]
+
+
+def _simulate_inputs(model: nn.Module, policy: Policy) -> None:
+    for name, layer in policy.layers.items():
+        module = model.get_submodule(name)
+        if isinstance(module, HEAVY) and isinstance(layer.activations, int):
+            attach_input(module, SimulatedInput(layer.activations))
+    keep_plain_tensors(model)
 
 
 def _leave_parametrized(module: nn.Module) -> None:

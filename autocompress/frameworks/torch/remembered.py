@@ -1,0 +1,85 @@
+"""What a module remembers, and putting it back."""
+
+from __future__ import annotations
+
+import copy
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+CONTAINERS = (dict, list, set)
+PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    Enum,
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+)
+
+
+class Remembered:
+    """All that a module holds at one moment, but for the values of its parameters.
+
+    Args:
+        module: whose attributes are kept, and what its containers contain.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._attributes = {name: dict(held) if name in REGISTRIES else held for name, held in vars(module).items()}
+        containers = [held for name, held in self._attributes.items() if name not in REGISTRIES and isinstance(held, CONTAINERS)]
+        self._containers = [(held, copy.copy(held)) for held in containers]
+        self._buffers = [(buffer, buffer.clone(), buffer._version) for buffer in module._buffers.values() if buffer is not None]
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in module._parameters.items() if parameter is not None
+        }
+
+    def put_back(self) -> None:
+        """Let the module be as it was. Attributes are set at once: a module looks for each of them in three registries."""
+        own = self._module.__dict__
+        own.clear()
+        own.update(self._attributes)
+        own.update({registry: dict(own[registry]) for registry in REGISTRIES})
+        for container, contents in self._containers:
+            if container or contents:
+                _refill(container, contents)
+        for place, (buffer, before, version) in enumerate(self._buffers):
+            if buffer._version != version:
+                buffer.copy_(before)
+                self._buffers[place] = buffer, before, buffer._version
+
+
+def can_be_put_back(model: nn.Module) -> bool:
+    """True where no module holds more than numbers, names, functions, and containers of these, beside what it registers."""
+    own = (held for module in model.modules() for name, held in vars(module).items() if name not in OF_EVERY_MODULE)
+    return all(_is_plain(held) or (type(held) in CONTAINERS and all(map(_is_plain, _contents(held)))) for held in own)
+
+
+def _is_plain(held: Any) -> bool:
+    return isinstance(held, PLAIN) or (isinstance(held, (tuple, frozenset)) and all(map(_is_plain, held)))
+
+
+def _contents(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(contents)
+    else:
+        container.update(contents)
