@@ -15,6 +15,7 @@ from torch import nn
 import autocompress as ac
 from autocompress.data import Batch
 from autocompress.frameworks.base import TuneSettings
+from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, FIRST_BATCHES
 from autocompress.frameworks.schedule import WARM_UP, sparsity_at
 from autocompress.frameworks.torch import arithmetic, finetune
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, exact_arithmetic
@@ -23,7 +24,7 @@ from autocompress.frameworks.torch.finetune import Trainer, fine_tune
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.optimize import default_optimizer
 from autocompress.frameworks.torch.schedule import cosine
-from autocompress.frameworks.torch.simulate import set_progress, simulate
+from autocompress.frameworks.torch.simulate import set_progress, simulate, simulated_inputs
 
 SETTINGS = TuneSettings(epochs=2, learning_rate=1e-2, distillation=0.5)
 BOTH = Arithmetic(bf16=True, channels_last=True)
@@ -236,3 +237,38 @@ def test_progress_reaches_the_simulation_step_by_step(monkeypatch: pytest.Monkey
     fine_tune(task, model, SETTINGS, silent)
     assert seen == [*(i / 8 for i in range(8)), 1.0]
     assert (model.conv2.weight == 0).float().mean().item() >= 0.75
+
+
+class HalfFrozen(nn.Sequential):
+    """A network whose first layer stays in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+STEPS = 9
+STARTS = {
+    "of a training": (models.FlattenNet, ac.LayerPolicy(8, 8), {}, {FIRST_BATCHES + STEPS}),
+    "that are learned": (models.FlattenNet, ac.LayerPolicy(8, 4), {}, {CALIBRATION_BATCHES}),
+    "of a user's own loop": (
+        models.FlattenNet,
+        ac.LayerPolicy(8, 8),
+        {"fine_tune": lambda model, teacher, epochs: None},
+        {CALIBRATION_BATCHES},
+    ),
+    "that stand still": (HalfFrozen, ac.LayerPolicy(8, 8), {}, {CALIBRATION_BATCHES, CALIBRATION_BATCHES + STEPS}),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_ranges_start_from_as_many_batches_as_they_need(kind: str) -> None:
+    make, layer, options, expected = STARTS[kind]
+    task = models.search_task(make(), samples=64 * STEPS, **options)
+    model = quantized(task, layer)
+    fine_tune(task, model, TuneSettings(epochs=1, learning_rate=1e-3, distillation=0.0), silent)
+    assert {int(quantizer.batches) for quantizer in simulated_inputs(model)} == expected
