@@ -219,7 +219,7 @@ def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:
         (None, None, 10.0, CYCLE),
         (1000, 1e9, 1.0, CYCLE),
         (1000, 45.0, 10.0, 4),
-        (30, 1e9, 10.0, 5),
+        (30, 1e9, 10.0, 6),
         (16, None, None, SHORTEST_CYCLE),
         (None, 1.0, 10.0, SHORTEST_CYCLE),
         (None, 1000.0, None, SHORTEST_CYCLE),
