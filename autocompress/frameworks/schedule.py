@@ -36,6 +36,20 @@ def cosine_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+def shared_rate(named: float, usual: float, shared: float) -> float:
+    """The highest rate of a shared training by SGD where a user has named the rate of candidates.
+
+    It has to go further from the original: a small Keras MobileNetV2, whose candidates are tuned at 0.03, inherited .921 from a
+    training at that rate, .938 from one at 0.1, and four policies had .937 by themselves. Above the default it stays as it is.
+
+    Args:
+        named: by the user.
+        usual: of candidates where nothing is named.
+        shared: of shared trainings where nothing is named.
+    """
+    return max(named, min(named * shared / usual, shared))
+
+
 def gradual_epochs(settings: TuneSettings) -> int:
     """How many of the epochs train the whole model while its channels go."""
     return 0 if settings.pruning_schedule == "one_shot" else round(GRADUAL_SHARE * settings.epochs)

@@ -223,3 +223,29 @@ def test_an_epoch_goes_on_with_the_step_that_is_prepared(monkeypatch: pytest.Mon
         training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
         drawn.append((np.random.random(), random.random()))
     assert drawn[0] == drawn[1]
+
+
+SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
+
+
+@pytest.mark.parametrize(
+    ("compiled", "optimizer", "named", "highest"),
+    [
+        (None, None, None, 0.1),
+        (None, None, 0.003, 0.01),
+        (SGD, None, 0.03, 0.1),
+        (SGD, None, 0.2, 0.2),
+        (SGD, None, None, 0.5),
+        (ADAM, None, 0.003, 0.003),
+        (SGD, lambda variables: SGD(0.5), 0.03, 0.03),
+    ],
+)
+def test_a_shared_training_by_sgd_has_a_higher_rate(compiled: Any, optimizer: Any, named: float | None, highest: float) -> None:
+    model = keras_models.build("resnet")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if compiled is not None:
+        model.compile(compiled(0.5), loss)
+    task = keras_models.small_task(model, loss=None if compiled else loss, optimizer=optimizer)
+    training = CASES.framework.share(task, "l2", replace(SETTINGS, learning_rate=named))
+    training.begin(20)
+    assert training.trainer.rates.highest == pytest.approx(highest)

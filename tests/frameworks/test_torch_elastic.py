@@ -221,3 +221,26 @@ def test_steps_of_images_have_channels_last_as_those_of_a_candidate() -> None:
     training.epoch(iter(random_policies(CASES, training.task, 1)), lambda _: None)
     assert seen
     assert all(seen)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "named", "highest"),
+    [
+        (None, None, 0.1),
+        (None, 0.03, 0.1),
+        (None, 0.003, 0.01),
+        (None, 0.2, 0.2),
+        (sgd, 0.03, 0.1),
+        (sgd, None, 0.5),
+        (torch.optim.AdamW, 0.003, 0.003),
+    ],
+)
+def test_a_shared_training_by_sgd_has_a_higher_rate(optimizer: Any, named: float | None, highest: float) -> None:
+    task = models.small_task(models.build("resnet"), optimizer=optimizer)
+    training = TorchFramework().share(task, "l2", TuneSettings(1, named, 0.5))
+    training.begin(1)
+    assert training.trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(highest)

@@ -8,7 +8,7 @@ import keras
 
 from autocompress.frameworks.keras.batches import batch_norms
 from autocompress.frameworks.keras.losses import is_compiled
-from autocompress.frameworks.schedule import cosine_share
+from autocompress.frameworks.schedule import cosine_share, shared_rate
 from autocompress.task import Task
 
 SGD_RATE, ADAMW_RATE = 0.03, 1e-3
@@ -39,8 +39,21 @@ def optimizer_of(task: Task, model: keras.Model, highest: float | None, gradient
 
 def uses_default_sgd(task: Task, model: keras.Model) -> bool:
     """True where the optimizer is not the user's own, and SGD."""
-    is_own = task.optimizer is not None or (task.loss is None and is_compiled(task.model))
-    return not is_own and bool(batch_norms(model))
+    return not _is_own(task) and bool(batch_norms(model))
+
+
+def highest_shared_rate(task: Task, model: keras.Model, named: float | None) -> float | None:
+    """The highest rate of a shared training; None for the optimizer's own. One whose gradients are not clipped keeps its rate.
+
+    Args:
+        task: with its optimizer.
+        model: the elastic one.
+        named: the user's rate for candidates.
+    """
+    if uses_default_sgd(task, model):
+        return SHARED_SGD_RATE if named is None else shared_rate(named, SGD_RATE, SHARED_SGD_RATE)
+    is_compiled_sgd = task.optimizer is None and _is_own(task) and isinstance(task.model.optimizer, keras.optimizers.SGD)
+    return shared_rate(named, SGD_RATE, SHARED_SGD_RATE) if named is not None and is_compiled_sgd else named
 
 
 class Rates:
@@ -59,6 +72,10 @@ class Rates:
         if not self.is_fixed:
             rate = self.schedule(step) if self.schedule else self.highest * cosine_share(min(step, self.steps), self.steps)
             self.optimizer.learning_rate = float(rate)
+
+
+def _is_own(task: Task) -> bool:
+    return task.optimizer is not None or (task.loss is None and is_compiled(task.model))
 
 
 def _default(model: keras.Model, gradient_norm: float) -> Any:

@@ -15,7 +15,7 @@ from autocompress.errors import ModelError
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.finetune import Trainer, make_epoch_repeatable, teacher_of
-from autocompress.frameworks.keras.optimize import SHARED_SGD_RATE, uses_default_sgd
+from autocompress.frameworks.keras.optimize import highest_shared_rate
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.weights_file import write_whole
 from autocompress.policy import Policy
@@ -43,9 +43,8 @@ class ElasticTraining:
 
     def begin(self, epochs: int) -> None:
         """Start a cycle."""
-        settings = replace(self.settings, epochs=epochs, gradient_norm=SHARED_GRADIENT_NORM)
-        if settings.learning_rate is None and uses_default_sgd(self.task, self.elastic.model):
-            settings = replace(settings, learning_rate=SHARED_SGD_RATE)
+        rate = highest_shared_rate(self.task, self.elastic.model, self.settings.learning_rate)
+        settings = replace(self.settings, epochs=epochs, learning_rate=rate, gradient_norm=SHARED_GRADIENT_NORM)
         keras.utils.set_random_seed(settings.seed)
         self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
         self.epochs = 0

@@ -13,10 +13,10 @@ import torch
 
 from autocompress.errors import ModelError
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
-from autocompress.frameworks.torch.batches import batch_norms
+from autocompress.frameworks.schedule import shared_rate
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
-from autocompress.frameworks.torch.optimize import SHARED_SGD_RATE
+from autocompress.frameworks.torch.optimize import SGD_RATE, SHARED_SGD_RATE, default_optimizer
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.weights_file import write_whole
 from autocompress.policy import Policy
@@ -62,10 +62,12 @@ class SharedTraining:
 
     @property
     def _rate(self) -> float | None:
-        """The task's own highest rate, or that of the default optimizer for a shared training."""
-        rate = self.settings.learning_rate
-        uses_sgd = self.task.optimizer is None and bool(batch_norms(self.elastic.model))
-        return SHARED_SGD_RATE if rate is None and uses_sgd else rate
+        """The highest rate; None for the optimizer's own."""
+        task, named = self.task, self.settings.learning_rate
+        optimizer = task.optimizer(self.elastic.model.parameters()) if task.optimizer else default_optimizer(self.elastic.model)
+        if not isinstance(optimizer, torch.optim.SGD) or (named is None and task.optimizer is not None):
+            return named
+        return SHARED_SGD_RATE if named is None else shared_rate(named, SGD_RATE, SHARED_SGD_RATE)
 
     def _obey(self, policy: Policy) -> None:
         """Let the next step train a policy. Features are compared layer by layer, which only the whole model has."""
