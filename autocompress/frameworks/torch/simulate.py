@@ -76,7 +76,7 @@ def has_unseen_inputs(model: nn.Module) -> bool:
 
 
 def observes_in_training(model: nn.Module) -> bool:
-    """True where a training observes all inputs: a user's `train` may leave a part of the model in evaluation mode."""
+    """True where a training observes all inputs: a user's `train` may keep a part in evaluation. The model is left training."""
     model.train()
     return all(quantizer.training for quantizer in simulated_inputs(model))
 
