@@ -27,9 +27,7 @@ from autocompress.target.explain import Explanation, explain
 from autocompress.target.requested import requested_layers
 from autocompress.target.runtime import fingerprint
 
-pytestmark = pytest.mark.timing
-
-pytestmark = pytest.mark.usefixtures("_short_profile")
+pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("_short_profile")]
 
 TARGET = Target()
 CHANNELS, SIDE, LAYERS = 64, 28, 6
@@ -268,9 +266,9 @@ def test_float_weights_in_16_bits_are_no_fault_where_floats_run_in_32() -> None:
 
 
 def test_a_fault_that_costs_next_to_nothing_is_a_note() -> None:
-    body = chain()
+    body = chain(side=4 * SIDE)
     node = body.get_results()[0].input_value(0)
-    pooled = ops.avg_pool(quantized(node, 64), [14, 14], [0, 0], [0, 0], [14, 14], False)
+    pooled = ops.avg_pool(quantized(node, 64), [112, 112], [0, 0], [0, 0], [112, 112], False)
     weight = np.random.default_rng(0).standard_normal((1, CHANNELS, 1, 1)).astype(np.float32)
     end = ops.convolution(pooled, fake_quantized(weight), [1, 1], [0, 0], [0, 0], [1, 1])
     explanation = explain(ov.Model([end], body.get_parameters(), "small end"), TARGET, knowledge())
