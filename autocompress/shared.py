@@ -175,7 +175,7 @@ class SharedState(BaseModel):
         cycle, epoch: finished ones; of the epochs, those of the present cycle.
         cycle_epochs: that each cycle has.
         checkpoint: the file with the weights.
-        probes: after each cycle the score of each probe.
+        probes: after each cycle that another could follow, the score of each probe.
         seconds: that the training and its probes took.
         finished: why no further cycle follows.
     """
@@ -264,13 +264,8 @@ class SharedTuning:
             self.folder.file(str(older)).unlink(missing_ok=True)
 
     def _end_cycle(self, state: SharedState) -> None:
-        state.probes.append([self._probed(policy) for policy in self._probes])
         state.cycle += 1
-        state.finished = self._why_finished(state)
-        scores = f"{len(self._probes)} random candidates have {self.screen.task.scorer.name} {mean(state.probes[-1]):.4g}"
-        self.watcher.say(
-            f"Shared training, {state.cycle * state.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
-        )
+        state.finished = self._why_no_further(state) or self._why_enough(state)
         if state.finished is None:
             state.epoch = 0
             self.training.begin(state.cycle_epochs)
@@ -289,15 +284,25 @@ class SharedTuning:
     def _original(self) -> float:
         return self.screen.score(self.screen.framework.compress(self.screen.task, Policy(), "l2"))
 
-    def _why_finished(self, state: SharedState) -> str | None:
+    def _why_no_further(self, state: SharedState) -> str | None:
+        """Why no cycle follows, whatever the probes would say."""
+        if state.cycle >= self.most_cycles:
+            return "more would not pay for so few candidates" if self.most_cycles < MOST_CYCLES else "it was long enough"
+        if self.most_seconds is not None and state.seconds * (1 + 1 / state.cycle) > self.most_seconds:
+            return "the time for it is used up"
+        return None
+
+    def _why_enough(self, state: SharedState) -> str | None:
+        """Why another cycle is not worth it, as the probes tell."""
+        state.probes.append([self._probed(policy) for policy in self._probes])
         gains = [self.screen.task.scorer.gain(mean(scores)) for scores in state.probes]
+        scores = f"{len(self._probes)} random candidates have {self.screen.task.scorer.name} {mean(state.probes[-1]):.4g}"
+        self.watcher.say(
+            f"Shared training, {state.cycle * state.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
+        )
         lacking = self.screen.task.scorer.gain(self._original) - gains[-1]
         if lacking <= 0:
             return "the candidates are as good as the original"
         if len(gains) > 1 and gains[-1] - gains[-2] < WORTH_A_CYCLE * lacking:
             return "the last cycle won little"
-        if state.cycle >= self.most_cycles:
-            return "more would not pay for so few candidates" if self.most_cycles < MOST_CYCLES else "it was long enough"
-        if self.most_seconds is not None and state.seconds * (1 + 1 / state.cycle) > self.most_seconds:
-            return "the time for it is used up"
         return None
