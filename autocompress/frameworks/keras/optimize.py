@@ -82,7 +82,7 @@ def _default(model: keras.Model, gradient_norm: float) -> Any:
     """SGD for networks with batch norm, AdamW for others, as for PyTorch."""
     if batch_norms(model):
         options = {"momentum": 0.9, "nesterov": True, "weight_decay": SGD_DECAY}
-        return keras.optimizers.SGD(SGD_RATE, **options, global_clipnorm=gradient_norm)
+        return _sgd()(SGD_RATE, **options, global_clipnorm=gradient_norm)
     return keras.optimizers.AdamW(ADAMW_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=gradient_norm)
 
 
@@ -93,7 +93,35 @@ def _like(optimizer: Any, highest: float | None, gradient_norm: float, *, keeps_
         config["learning_rate"] = highest or float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     if not any(config.get(name) for name in CLIPPING):
         config["global_clipnorm"] = gradient_norm
-    return type(optimizer).from_config(config)
+    kind = type(optimizer)
+    return (_sgd() if kind is keras.optimizers.SGD else kind).from_config(config)
+
+
+def _sgd() -> Any:
+    return FusedSGD if keras.backend.backend() == "tensorflow" else keras.optimizers.SGD
+
+
+class FusedSGD(keras.optimizers.SGD):
+    """Keras' SGD, with TensorFlow's own operation for a step with momentum.
+
+    Keras makes a dozen operations of it for every variable. In a MobileNetV2 those are a fifth of what is traced for a candidate.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable and its momentum in place."""
+        import tensorflow as tf
+
+        if not self.momentum or isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=tf.cast(gradient, variable.dtype),
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
 
 
 def _decays(variable: Any) -> bool:
