@@ -161,7 +161,7 @@ class ElasticInput(SimulatedInput):
     def _quantized(self, value: Any, training: bool) -> Any:
         if not training:
             return super().call(value)
-        return self.on_grid(value, *self.grid_of(*map(ops.stop_gradient, self.range_of(value))))
+        return self.on_grid(value, *map(ops.stop_gradient, self.range_of(value)))
 
     def range_of(self, value: Any) -> tuple[Any, Any]:
         """That of the channels that are read. Each channel's own range is taken first: that is one pass over the data less."""
