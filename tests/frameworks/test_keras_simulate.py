@@ -118,6 +118,16 @@ def test_an_input_is_quantized_as_in_pytorch(bits: int, low: float) -> None:
     np.testing.assert_allclose(gradient, values.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_not_a_number_stays_so(training: bool) -> None:
+    quantizer, value = SimulatedInput(8), np.ones((4, 3), np.float32)
+    quantizer.is_calibrating = True
+    quantizer(value)
+    quantizer.is_calibrating = False
+    value[1, 2] = np.nan
+    assert np.isnan(keras.ops.convert_to_numpy(quantizer(value, training=training))[1, 2])
+
+
 def test_zeros_grow_and_binary_weights_wait() -> None:
     model = simulate(keras_models.build("conv"), ac.Policy({}, {"conv2": LayerPolicy(4, 8, 0.8), "fc": LayerPolicy(1, 1)}))
     layers = {layer.name: layer for layer in model.layers if isinstance(layer, Simulated)}
