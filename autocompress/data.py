@@ -241,19 +241,33 @@ def rebatched(batches: Iterator[Batch], size: int) -> Iterator[tuple[Inputs, int
 
 
 def merged(batches: Iterable[Inputs]) -> Iterator[Inputs]:
-    """The same inputs in fewer, larger batches; arrays in NumPy.
+    """The same inputs in fewer, larger batches; arrays in NumPy."""
+    return map(united, fitting(batches))
+
+
+def fitting(batches: Iterable[Inputs], *, of_one_size: bool = False) -> Iterator[list[Inputs]]:
+    """Inputs, as many batches at a time as should be one; arrays in NumPy.
 
     A call of a small model costs more than its arithmetic. Some batches together still take less memory than a training step on
     one of them. Large inputs stay as they are, and so do batches that do not fit together.
+
+    Args:
+        batches: one after the other.
+        of_one_size: batches of different sizes do not fit together.
     """
     parts: list[Inputs] = []
     for inputs in batches:
-        if parts and not _fits_with(parts, inputs):
-            yield _united(parts)
+        if parts and not _fits_with(parts, inputs, of_one_size):
+            yield parts
             parts = []
         parts.append(inputs)
     if parts:
-        yield _united(parts)
+        yield parts
+
+
+def united(parts: list[Inputs]) -> Inputs:
+    """The inputs of some batches as those of one."""
+    return parts[0] if len(parts) == 1 else join(parts)
 
 
 def size_of(inputs: Inputs) -> int:
@@ -266,14 +280,11 @@ def elements_per_sample(inputs: Inputs) -> int:
     return max(int(array[:1].size) for array in _arrays(inputs))
 
 
-def _united(parts: list[Inputs]) -> Inputs:
-    return parts[0] if len(parts) == 1 else join(parts)
-
-
-def _fits_with(parts: list[Inputs], inputs: Inputs) -> bool:
+def _fits_with(parts: list[Inputs], inputs: Inputs, of_one_size: bool) -> bool:
     samples = sum(map(size_of, [*parts, inputs]))
-    small = samples * elements_per_sample(inputs) <= MERGED_ELEMENTS
-    return len(parts) < MERGED and small and _form(parts[0]) == _form(inputs)
+    is_small = samples * elements_per_sample(inputs) <= MERGED_ELEMENTS
+    fits = not of_one_size or size_of(parts[0]) == size_of(inputs)
+    return len(parts) < MERGED and is_small and fits and _form(parts[0]) == _form(inputs)
 
 
 def _form(inputs: Any) -> Any:

@@ -14,12 +14,12 @@ keras_models = pytest.importorskip("keras_models")
 
 import autocompress as ac  # noqa: E402
 from autocompress.data import merged  # noqa: E402
-from autocompress.frameworks.keras.calls import predicted  # noqa: E402
-from autocompress.frameworks.keras.graph import heavy_layers  # noqa: E402
+from autocompress.frameworks.keras import reestimate  # noqa: E402
+from autocompress.frameworks.keras.calls import call, predicted  # noqa: E402
+from autocompress.frameworks.keras.graph import functional, heavy_layers  # noqa: E402
 from autocompress.frameworks.keras.inputs import SimulatedInput  # noqa: E402
 from autocompress.frameworks.keras.kernels import kernel_axes  # noqa: E402
-from autocompress.frameworks.keras.reestimate import reestimate_batch_norm  # noqa: E402
-from autocompress.frameworks.keras.simulate import Simulated, set_progress, settle, simulate  # noqa: E402
+from autocompress.frameworks.keras.simulate import Simulated, input_ranges, set_progress, settle, simulate  # noqa: E402
 from autocompress.frameworks.keras.weights import SimulatedWeight  # noqa: E402
 from autocompress.frameworks.torch.inputs import SimulatedInput as TorchInput  # noqa: E402
 from autocompress.frameworks.torch.weights import SimulatedWeight as TorchWeight  # noqa: E402
@@ -173,6 +173,32 @@ def test_a_simulated_model_is_saved_and_loaded_by_keras(tmp_path: Path) -> None:
     np.testing.assert_array_equal(predicted(again, [(images,)])[0], predicted(model, [(images,)])[0])
 
 
+@pytest.mark.parametrize("samples", [40, 56, 70])
+@pytest.mark.parametrize("activations", [8, 4])
+def test_merged_batches_give_the_same_ranges(activations: int, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).standard_normal((samples, 4, 4, 3)).astype(np.float32)
+    images *= np.linspace(1, 9, samples).reshape(-1, 1, 1, 1)
+    layers = [keras.layers.Conv2D(5, 3, name="conv"), keras.layers.Flatten(), keras.layers.Dense(1, name="dense")]
+    model = keras.Sequential([keras.Input((4, 4, 3)), *layers])
+    data = (images, images[:, 0, 0, :1])
+    task = ac.Task(model, train=data, valid=data, batch_size=10, metric="mse")
+    bounds, calls = [], []
+    for most in (1, 3):
+        monkeypatch.setattr("autocompress.data.MERGED", most)
+        layer = LayerPolicy(8, activations)
+        simulated = simulate(functional(model, (images[:1],)), ac.Policy({}, dict.fromkeys(("conv", "dense"), layer)))
+
+        def counted(*given: Any, most: int = most) -> Any:
+            calls.append(most)
+            return call(*given)
+
+        monkeypatch.setattr(reestimate, "call", counted)
+        reestimate.calibrate_ranges(task, simulated)
+        bounds.append([found for pair in input_ranges(simulated).values() for found in pair])
+    np.testing.assert_allclose(*bounds, rtol=1e-6)
+    assert (calls.count(3) < calls.count(1)) == (activations == 8)
+
+
 def test_merged_batches_give_the_same_outputs_and_better_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).standard_normal((60, 4, 4, 3)).astype(np.float32) + 1
     conv, norm = keras.layers.Conv2D(5, 3), keras.layers.BatchNormalization()
@@ -183,7 +209,7 @@ def test_merged_batches_give_the_same_outputs_and_better_statistics(monkeypatch:
         for module in ("calls", "reestimate"):
             monkeypatch.setattr(f"autocompress.frameworks.keras.{module}.merged", reader)
         outputs += predicted(model, [(images[i : i + 10],) for i in range(0, 60, 10)])
-        reestimate_batch_norm(model, task)
+        reestimate.reestimate_batch_norm(model, task)
         means.append(keras.ops.convert_to_numpy(norm.moving_mean))
         variances.append(keras.ops.convert_to_numpy(norm.moving_variance))
         norm.moving_mean.assign(np.zeros(5))

@@ -36,6 +36,7 @@ class SimulatedInput(keras.layers.Layer):
 
     Attributes:
         is_calibrating: observe every batch, in whatever mode, and let it pass. The model then has to run eagerly.
+        together: so many batches are one while it is calibrating.
         is_seen: True once a batch was seen; before that, values pass.
 
     Its variables are the averaged range `low`, `high`, the number of `batches` and the learned `factor` over that range.
@@ -46,7 +47,7 @@ class SimulatedInput(keras.layers.Layer):
     def __init__(self, bits: int = 8, is_seen: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.bits, self.largest_code, self.is_learned = bits, 2**bits - 1, bits in LEARNED_BITS
-        self.is_seen, self.is_calibrating = is_seen, False
+        self.is_seen, self.is_calibrating, self.together = is_seen, False, 1
         self.supports_masking = True
         self.build()
 
@@ -122,8 +123,9 @@ class SimulatedInput(keras.layers.Layer):
         return step * factor, ops.round(-low / step)
 
     def _observe(self, found: tuple[Any, Any]) -> None:
-        self.batches.assign_add(1)
-        weight = ops.maximum(1 / ops.cast(self.batches, "float32"), RANGE_MOMENTUM)
+        count = self.together if self.is_calibrating else 1
+        self.batches.assign_add(count)
+        weight = ops.maximum(count / ops.cast(self.batches, "float32"), RANGE_MOMENTUM)
         for average, new in zip((self.low, self.high), found, strict=True):
             average.assign(average + weight * (ops.stop_gradient(ops.cast(new, "float32")) - average))
 

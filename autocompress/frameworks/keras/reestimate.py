@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autocompress.data import merged, size_of
+from autocompress.data import fitting, merged, size_of, united
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
@@ -35,6 +35,8 @@ def reestimate(model: keras.Model, task: Task) -> None:
 def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model.
 
+    Batches of one size are merged where every range is an average over samples, as that of 8 bits is.
+
     Args:
         task: with the data.
         model: whose inputs are simulated.
@@ -44,9 +46,13 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
         return
     quantizers = simulated_inputs(model).values()
     batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
+    inputs = (arrays(batch.inputs) for batch in batches)
+    averages = all(quantizer.bits == 8 for quantizer in quantizers)
     with calibrating(quantizers), fused_norms(model):
-        for batch in batches:
-            call(model, arrays(batch.inputs))
+        for parts in fitting(inputs, of_one_size=True) if averages else ([one] for one in inputs):
+            for quantizer in quantizers:
+                quantizer.together = len(parts)
+            call(model, united(parts))
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
