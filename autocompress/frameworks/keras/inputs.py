@@ -173,7 +173,8 @@ def _upper_level(value: Any) -> Any:
 
 
 def _is_for_tensorflow(value: Any) -> bool:
-    return keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(value.dtype) == "float32"
+    is_plain = keras.backend.standardize_dtype(value.dtype) == "float32"
+    return is_plain and bool(keras.backend.backend() == "tensorflow")
 
 
 def _on_256_levels(value: Any, low: Any, high: Any) -> Any:
