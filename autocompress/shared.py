@@ -175,7 +175,7 @@ class SharedState(BaseModel):
         cycle, epoch: finished ones; of the epochs, those of the present cycle.
         cycle_epochs: that each cycle has.
         checkpoint: the file with the weights.
-        probes: after each cycle that another could follow, the score of each probe.
+        probes: after each cycle the score of each probe; of the first alone where no other cycle can follow.
         seconds: that the training and its probes took.
         finished: why no further cycle follows.
     """
@@ -265,10 +265,21 @@ class SharedTuning:
 
     def _end_cycle(self, state: SharedState) -> None:
         state.cycle += 1
-        state.finished = self._why_no_further(state) or self._why_enough(state)
+        state.finished = self._why_no_further(state)
+        self._probe(state, PROBES if state.finished is None else 1)
+        state.finished = state.finished or self._why_enough(state)
         if state.finished is None:
             state.epoch = 0
             self.training.begin(state.cycle_epochs)
+
+    def _probe(self, state: SharedState, count: int) -> None:
+        """Score some probes: one shows that candidates can inherit, all of them what another cycle would have to win."""
+        state.probes.append([self._probed(policy) for policy in self._probes[:count]])
+        scores = f"{count} random candidate{'s have' if count > 1 else ' has'} {self.screen.task.scorer.name}"
+        epochs = state.cycle * state.cycle_epochs
+        self.watcher.say(
+            f"Shared training, {epochs} epochs: {scores} {mean(state.probes[-1]):.4g}, the original {self._original:.4g}"
+        )
 
     def _probed(self, policy: Policy) -> float:
         candidate = self.training.candidate(policy)
@@ -294,12 +305,7 @@ class SharedTuning:
 
     def _why_enough(self, state: SharedState) -> str | None:
         """Why another cycle is not worth it, as the probes tell."""
-        state.probes.append([self._probed(policy) for policy in self._probes])
         gains = [self.screen.task.scorer.gain(mean(scores)) for scores in state.probes]
-        scores = f"{len(self._probes)} random candidates have {self.screen.task.scorer.name} {mean(state.probes[-1]):.4g}"
-        self.watcher.say(
-            f"Shared training, {state.cycle * state.cycle_epochs} epochs: {scores}, the original {self._original:.4g}"
-        )
         lacking = self.screen.task.scorer.gain(self._original) - gains[-1]
         if lacking <= 0:
             return "the candidates are as good as the original"

@@ -200,12 +200,12 @@ class Sharing:
 
 
 def screening_in_words(records: Sequence[TrialRecord]) -> str | None:
-    """How well scores in simulation foretell those of the deployed models; None where too few have both."""
+    """How well scores in simulation foretell those of the deployed models; None where too few have both, or all the same."""
     from scipy.stats import spearmanr
 
     heirs = [r for r in records if None not in (r.accuracy_simulated, r.accuracy_valid) and Stage.FINE_TUNE not in r.done]
     both = np.array([(record.accuracy_simulated, record.accuracy_valid) for record in heirs], float)
-    if len(both) < 3:
+    if len(both) < 3 or not np.ptp(both, 0).all():
         return None
     alike = spearmanr(both[:, 0], both[:, 1]).statistic
     return f"Simulated and deployed scores of {len(both)} candidates: rank correlation {alike:.2f}"

@@ -2,8 +2,8 @@
 
     python benchmarks/kill_shared.py experiments/mnist_resnet8/task.py runs/kill_shared --kills 3 --epochs 1
 
-Both searches end where their shared training does. Ends with exit code 1 if the probes' mean accuracies differ by
-more than the noise, or if a resumed training did not go on from the last epoch that had ended.
+Both searches end where their shared training does. Ends with exit code 1 if what random policies inherit from both differs on
+average by more than the noise, or if a resumed training did not go on from the last epoch that had ended.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from autocompress.shared import PROBE_SAMPLES
+import numpy as np
+
+from autocompress.frameworks.base import TuneSettings, framework_of
+from autocompress.shared import PROBE_SAMPLES, Screen
+from autocompress.space import build_space, load_space_spec
+from autocompress.task import Task, load_task
 
 STATE = "shared/progress.json"
 LOOK_S = 0.05
+POLICIES = 8
+SPACE = {"pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": [8]}]}
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -49,6 +56,22 @@ def search(options: argparse.Namespace, run: Path, delay: float | None) -> None:
     time.sleep(delay or 0)
     process.kill()
     process.wait()
+
+
+def inherited(task: Task, run: Path, epochs: int) -> list[float]:
+    """The accuracies that random policies inherit from a shared training, with no training of their own."""
+    framework, found = framework_of(task.model), state(run)
+    training = framework.share(task, "l2", TuneSettings(epochs, task.learning_rate, task.distillation, 0))
+    training.begin(found["cycle_epochs"])
+    training.load(run / found["checkpoint"])
+    space, generator = build_space(load_space_spec(SPACE), framework.inspect(task)), np.random.default_rng(0)
+    screen, scores = Screen(framework, task, PROBE_SAMPLES), []
+    for _ in range(POLICIES):
+        policy = space.policy({d.name: int(generator.integers(len(d.choices))) for d in space.decisions})
+        candidate = training.candidate(policy)
+        framework.reestimate(task, candidate)
+        scores.append(screen.score(candidate))
+    return scores
 
 
 def noise(scores: list[float]) -> float:
@@ -81,10 +104,11 @@ def main() -> int:
         print(f"kill {kill + 1}: (cycles, epochs) {before} before, {after} after", flush=True)
     for run in (killed, whole):
         search(options, run, None)
-    one, other = state(killed), state(whole)
-    difference, bound = mean(one["probes"][-1]) - mean(other["probes"][-1]), noise(other["probes"][-1])
-    print(f"mean accuracy of the probes {mean(one['probes'][-1]):.4f} and {mean(other['probes'][-1]):.4f}, noise {bound:.4f}")
-    print(f"seconds of the finished epochs and probes: {one['seconds']:.0f} and {other['seconds']:.0f}")
+    task = load_task(Path(options.task))
+    one, other = (inherited(task, run, options.epochs) for run in (killed, whole))
+    difference, bound = mean(one) - mean(other), noise(other)
+    print(f"{POLICIES} random policies inherit {mean(one):.4f} and {mean(other):.4f} on average, noise {bound:.4f}")
+    print(f"seconds of the finished epochs and probes: {state(killed)['seconds']:.0f} and {state(whole)['seconds']:.0f}")
     return int(faults > 0 or abs(difference) > bound)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from autocompress.frameworks.keras.optimize import FusedSGD, _like
@@ -35,10 +36,13 @@ def trained(kind: type[keras.optimizers.Optimizer], eagerly: bool, options: dict
 
 @pytest.mark.parametrize("eagerly", [True, False])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_a_fused_step_is_that_of_keras(options: dict[str, Any], eagerly: bool) -> None:
+def test_a_fused_step_is_that_of_keras(options: dict[str, Any], eagerly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = tf.raw_ops.ResourceApplyKerasMomentum, []
+    monkeypatch.setattr(tf.raw_ops, "ResourceApplyKerasMomentum", lambda **given: calls.append(own(**given)))
     expected = trained(keras.optimizers.SGD, eagerly, options)
-    for fused, own in zip(trained(FusedSGD, eagerly, options), expected, strict=True):
-        np.testing.assert_allclose(fused, own, rtol=1e-5, atol=1e-6)
+    for fused, plain in zip(trained(FusedSGD, eagerly, options), expected, strict=True):
+        np.testing.assert_allclose(fused, plain, rtol=1e-5, atol=1e-6)
+    assert bool(calls) == ("momentum" in options)
 
 
 def test_only_keras_own_sgd_is_replaced() -> None:

@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from autocompress import grids
-from autocompress.frameworks.keras.straight import differentiated, read
+from autocompress.frameworks.keras.straight import differentiated, is_tensorflow_on_a_cpu, read
 from autocompress.frameworks.keras.weights import PACKAGE, SMALLEST_FACTOR
 
 RANGE_MOMENTUM = 0.05
@@ -64,7 +64,7 @@ class SimulatedInput(keras.layers.Layer):
     def call(self, value: Any, training: bool = False) -> Any:
         """The value on its grid; the gradient passes where it is in range."""
         if self.is_calibrating:
-            self._observe(self.range_of(value))
+            self._observe(self._range_of_batches(value))
             self.is_seen = True
             return value
         if not self.is_seen:
@@ -77,9 +77,17 @@ class SimulatedInput(keras.layers.Layer):
         """The lowest and the highest value of a batch, as the class describes it."""
         return _range_of(value, self.bits)
 
+    def _range_of_batches(self, value: Any) -> tuple[Any, Any]:
+        """The average range of the batches that a value brings together; a constant brings none."""
+        if self.together == 1 or value.shape[0] % self.together:
+            return self.range_of(value)
+        found = [self.range_of(part) for part in ops.split(value, self.together)]
+        low, high = (sum(ends) / self.together for ends in zip(*found, strict=True))
+        return low, high
+
     def on_grid(self, value: Any, low: Any, high: Any) -> Any:
         """The value on the grid of a range."""
-        if self.bits == 8 and _is_for_tensorflow(value):
+        if self.bits == 8 and _has_own_operation(value):
             return _on_256_levels(value, _lowest_of_8_bits(low, high), high)
         step, zero = self._step_and_zero(low, high)
         lowest, highest = -zero, self.largest_code - zero
@@ -172,13 +180,15 @@ def _upper_level(value: Any) -> Any:
     return high
 
 
-def _is_for_tensorflow(value: Any) -> bool:
-    is_plain = keras.backend.standardize_dtype(value.dtype) == "float32"
-    return is_plain and bool(keras.backend.backend() == "tensorflow")
+def _has_own_operation(value: Any) -> bool:
+    return keras.backend.standardize_dtype(value.dtype) == "float32" and is_tensorflow_on_a_cpu()
 
 
 def _on_256_levels(value: Any, low: Any, high: Any) -> Any:
-    """What `_on_levels` does, but for ties, by TensorFlow's own operation: in one pass, and traced in a fraction of the time."""
+    """What `_on_levels` does by TensorFlow's own operation: in one pass, and traced in a fraction of the time.
+
+    Ties go up, and no gradient passes where a value is outside of the range by less than half a step.
+    """
     import tensorflow as tf
 
     return tf.quantization.fake_quant_with_min_max_vars(value, low, high, num_bits=8)

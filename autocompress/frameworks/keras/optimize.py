@@ -8,6 +8,7 @@ import keras
 
 from autocompress.frameworks.keras.batches import batch_norms
 from autocompress.frameworks.keras.losses import is_compiled
+from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu
 from autocompress.frameworks.schedule import cosine_share, shared_rate
 from autocompress.task import Task
 
@@ -98,7 +99,7 @@ def _like(optimizer: Any, highest: float | None, gradient_norm: float, *, keeps_
 
 
 def _sgd() -> Any:
-    return FusedSGD if keras.backend.backend() == "tensorflow" else keras.optimizers.SGD
+    return FusedSGD if is_tensorflow_on_a_cpu() else keras.optimizers.SGD
 
 
 class FusedSGD(keras.optimizers.SGD):

@@ -35,8 +35,6 @@ def reestimate(model: keras.Model, task: Task) -> None:
 def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model.
 
-    Batches of one size are merged where every range is an average over samples, as that of 8 bits is.
-
     Args:
         task: with the data.
         model: whose inputs are simulated.
@@ -47,12 +45,13 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     quantizers = simulated_inputs(model).values()
     batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
     inputs = (arrays(batch.inputs) for batch in batches)
-    averages = all(quantizer.bits == 8 for quantizer in quantizers)
     with calibrating(quantizers), fused_norms(model):
-        for parts in fitting(inputs, of_one_size=True) if averages else ([one] for one in inputs):
+        for parts in fitting(inputs, of_one_size=True):
             for quantizer in quantizers:
                 quantizer.together = len(parts)
             call(model, united(parts))
+    for quantizer in quantizers:
+        quantizer.together = 1
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:

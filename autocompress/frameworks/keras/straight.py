@@ -29,6 +29,15 @@ def differentiated(function: Callable[..., tuple[Any, Gradients]]) -> Callable[.
     return called
 
 
+def is_tensorflow_on_a_cpu() -> bool:
+    """Can TensorFlow's own operations be used? On a GPU they were not measured, and some refuse to be deterministic there."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
+
+
 def read(variable: Any) -> Any:
     """The value of a variable as a tensor: TensorFlow hands on the variable itself, which no gradient function may use."""
     return ops.cast(variable, variable.dtype)

@@ -23,7 +23,7 @@ from autocompress.frameworks.keras.graph import layers_by_name
 from autocompress.frameworks.keras.layer_rules import INPUTS
 from autocompress.frameworks.keras.layers import DEPTHWISE
 from autocompress.frameworks.keras.nodes import as_argument
-from autocompress.frameworks.keras.straight import read, valued
+from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu, read, valued
 from autocompress.frameworks.keras.trace import SIZE_MARK
 
 Place = tuple[str, int]
@@ -105,11 +105,11 @@ def whole(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def can_be_thin() -> bool:
     """Does Keras compile steps with open sizes here? On a GPU every new size is searched for its best convolution."""
-    if keras.backend.backend() != "tensorflow":
+    if not is_tensorflow_on_a_cpu():
         return False
     import tensorflow as tf
 
-    return not tf.config.functions_run_eagerly() and not tf.config.list_physical_devices("GPU")
+    return not tf.config.functions_run_eagerly()
 
 
 def places_of(graph: keras.Model, groups: Mapping[str, ChannelGroup], names: Collection[str]) -> dict[str, set[Place]]:
