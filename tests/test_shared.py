@@ -12,7 +12,7 @@ import models
 import numpy as np
 import pytest
 import searches
-from records import STRUCTURE
+from records import STRUCTURE, make_record
 
 import autocompress as ac
 from autocompress.config import SearchConfig
@@ -40,7 +40,7 @@ from autocompress.shared import (
     is_shared,
     nearest_shared,
 )
-from autocompress.sharing import CHECKED, PARTS
+from autocompress.sharing import CHECKED, PARTS, screening_in_words
 from autocompress.space import SearchSpace, build_space, load_space_spec
 from autocompress.trial import Inheritance, TrialRunner
 from autocompress.watch import Watcher
@@ -455,3 +455,18 @@ def test_a_loop_of_the_users_own_cannot_be_shared(tmp_path: Path) -> None:
     task = models.search_task(models.linear(), fine_tune=lambda model, *, teacher, epochs: None)
     with pytest.raises(ConfigError, match=r"mode: shared beside the task's fine_tune.*each or auto"):
         shared_search(task, tmp_path / "run", Watcher())
+
+
+# What screening tells
+
+
+@pytest.mark.parametrize(
+    ("simulated", "words"),
+    [([0.1, 0.2, 0.3], "3 candidates: rank correlation 1.00"), ([0.2, 0.2, 0.2], None), ([0.1, 0.2], None)],
+)
+def test_screening_is_told_where_there_is_something_to_compare(simulated: list[float], words: str | None) -> None:
+    records = [make_record(number, accuracy) for number, accuracy in enumerate(simulated)]
+    for record in records:
+        record.accuracy_simulated = record.accuracy_valid
+    found = screening_in_words(records)
+    assert found is None if words is None else found is not None and words in found
