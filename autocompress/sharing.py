@@ -195,7 +195,7 @@ class Sharing:
         framework.reestimate(task, heir)
         short = found.settings(Plan.of(policy), settings)
         if short.epochs:
-            framework.fine_tune(task, heir, short, self.watcher.progress)
+            framework.fine_tune(task, heir, short, self.watcher.progress, found.training)
         return [a - b for a, b in zip(whole.gains(alone, PARTS), whole.gains(heir, PARTS), strict=True)]
 
 

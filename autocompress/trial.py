@@ -262,7 +262,9 @@ class TrialRunner:
             self.bench.framework.load(candidate, weights)
             return
         with self._stage(record, Stage.FINE_TUNE):
-            self.bench.framework.fine_tune(self.bench.task, candidate, settings, self.watcher.progress)
+            inheritance = self._inheritance_of(record)
+            heir_of = None if inheritance is None else inheritance.training
+            self.bench.framework.fine_tune(self.bench.task, candidate, settings, self.watcher.progress, heir_of)
             self.bench.framework.save(candidate, weights)
 
     def _export(self, record: TrialRecord, candidate: Candidate | None) -> ov.CompiledModel | None:

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -68,6 +69,8 @@ SPACES = {
     }.items()
 }
 STAGES = ("shared", "inherited", "each", "short", "again")
+TOGETHER = 4
+"""Policies of which each way is taken before the next."""
 EACH_EPOCHS, SHORT_EPOCHS = 3, 1
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
 
@@ -86,22 +89,26 @@ class Comparison:
         self.screen = Screen(self.framework, self.task)
 
     def run(self, stages: Sequence[str]) -> None:
-        """What is not known yet of some stages, one policy after the other: seconds of another hour cannot be compared."""
-        inherits = {"shared", "inherited", "short"} & set(stages)
-        training = self._shared() if inherits else None
-        for i, policy in enumerate(self.policies):
-            for key, make in self._ways(training, policy).items():
-                if key in stages and len(self.results.get(key, [])) == i:
-                    self._one(key, make)
+        """What is not known yet of some stages, a few policies after the others: seconds of another hour cannot be compared.
 
-    def _ways(self, training: SharedTraining | None, policy: ac.Policy) -> dict[str, Callable[[], Candidate]]:
+        The heirs of a few follow each other, as they do in a search. TensorFlow prepares every compiled step anew after each
+        training that sets its seed.
+        """
+        inherits = {"shared", "inherited", "short"} & set(stages)
+        ways = self._ways(self._shared() if inherits else None)
+        for start, (key, make) in product(range(0, len(self.policies), TOGETHER), ways.items()):
+            known = len(self.results.get(key, []))
+            for policy in self.policies[max(start, known) : start + TOGETHER] if key in stages else ():
+                self._one(key, partial(make, policy))
+
+    def _ways(self, training: SharedTraining | None) -> dict[str, Callable[[ac.Policy], Candidate]]:
         """How a policy becomes a candidate."""
-        ways: dict[str, Callable[[], Candidate]] = {
-            key: partial(self._tuned_alone, policy, seed) for seed, key in enumerate(("each", "again"))
+        ways: dict[str, Callable[[ac.Policy], Candidate]] = {
+            key: partial(self._tuned_alone, seed) for seed, key in enumerate(("each", "again"))
         }
         if training is not None:
-            ways["inherited"] = partial(self._inherited, training, policy)
-            ways["short"] = lambda: self._tuned(training.candidate(policy), SHORT_EPOCHS, 0)
+            ways["inherited"] = partial(self._inherited, training)
+            ways["short"] = partial(self._short, training)
         return ways
 
     def _shared(self) -> SharedTraining:
@@ -131,16 +138,19 @@ class Comparison:
         self._keep(key, [*self.results.get(key, []), {"score": score, "seconds": seconds}])
         print(f"  {key} {len(self.results[key])}: {score:.4f}, {seconds:.1f} s", flush=True)
 
-    def _tuned_alone(self, policy: ac.Policy, seed: int) -> Candidate:
-        return self._tuned(self.framework.compress(self.task, policy, "l2"), EACH_EPOCHS, seed)
+    def _tuned_alone(self, seed: int, policy: ac.Policy) -> Candidate:
+        candidate = self.framework.compress(self.task, policy, "l2")
+        self.framework.fine_tune(self.task, candidate, self._settings(EACH_EPOCHS, seed), lambda _: None)
+        return candidate
 
     def _inherited(self, training: SharedTraining, policy: ac.Policy) -> Candidate:
         candidate = training.candidate(policy)
         self.framework.reestimate(self.task, candidate)
         return candidate
 
-    def _tuned(self, candidate: Candidate, epochs: int, seed: int) -> Candidate:
-        self.framework.fine_tune(self.task, candidate, self._settings(epochs, seed), lambda _: None)
+    def _short(self, training: SharedTraining, policy: ac.Policy) -> Candidate:
+        candidate = training.candidate(policy)
+        self.framework.fine_tune(self.task, candidate, self._settings(SHORT_EPOCHS, 0), lambda _: None, training)
         return candidate
 
     def _settings(self, epochs: int, seed: int) -> TuneSettings:

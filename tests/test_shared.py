@@ -20,7 +20,7 @@ from autocompress.errors import ConfigError, DivergedError, RunFolderError, Stag
 from autocompress.finals import LONGEST
 from autocompress.frameworks.base import Candidate, framework_of
 from autocompress.frameworks.torch.framework import TorchFramework
-from autocompress.frameworks.torch.shared import SharedTraining
+from autocompress.frameworks.torch.shared import ElasticTraining
 from autocompress.policy import LayerPolicy, Policy
 from autocompress.record import Plan, Stage, State
 from autocompress.run_folder import RunFolder
@@ -337,16 +337,16 @@ def test_an_heir_that_is_too_slow_ends_before_it_is_scored_and_can_be_run_on(tmp
 def test_a_search_that_was_cut_off_in_the_shared_training_goes_on_with_it(tmp_path: Path, monkeypatch: Any) -> None:
     task = models.search_task(models.linear(), epochs=2)
     trained: list[int] = []
-    real = SharedTraining.epoch
+    real = ElasticTraining.epoch
 
-    def cut_off(self: SharedTraining, *arguments: Any) -> None:
+    def cut_off(self: ElasticTraining, *arguments: Any) -> None:
         if len(trained) == 3:
             trained.append(-1)
             raise KeyboardInterrupt
         real(self, *arguments)
         trained.append(self.epochs)
 
-    monkeypatch.setattr(SharedTraining, "epoch", cut_off)
+    monkeypatch.setattr(ElasticTraining, "epoch", cut_off)
     options: dict[str, Any] = {"max_trials": 1, "fine_tuning": {"final_epochs": 0}}
     with pytest.raises(KeyboardInterrupt):
         shared_search(task, tmp_path / "run", Watcher(), **options)
@@ -397,7 +397,7 @@ def test_with_a_time_limit_auto_shares_only_where_the_front_is_not_trained(tmp_p
 def test_what_inheriting_costs_is_tried_before_it_is_done(is_spoiled: bool, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     if is_spoiled:
-        monkeypatch.setattr(SharedTraining, "candidate", spoiled)
+        monkeypatch.setattr(ElasticTraining, "candidate", spoiled)
     listening = Listening()
     task = models.search_task(models.linear())
     options: dict[str, Any] = {"fine_tuning": {"mode": "auto", "final_epochs": 0}, "max_trials": 2}
@@ -410,7 +410,7 @@ def test_what_inheriting_costs_is_tried_before_it_is_done(is_spoiled: bool, tmp_
     assert all((Stage.INHERIT in r.done) is not is_spoiled for r in searches.candidates(tmp_path / "run"))
 
 
-def spoiled(training: SharedTraining, policy: Policy, removed: Any = None) -> Candidate:
+def spoiled(training: ElasticTraining, policy: Policy, removed: Any = None) -> Candidate:
     """What would be inherited if the training had gone wrong."""
     candidate = training.elastic.candidate(policy, removed)
     for parameter in candidate.model.parameters():
@@ -428,7 +428,7 @@ def failing(error: Exception) -> Callable[..., None]:
 @pytest.mark.usefixtures("steady_meter")
 @pytest.mark.parametrize("error", [DivergedError("The loss became nan."), ValueError("The loss became nan.")])
 def test_a_shared_training_that_fails_is_given_up_or_told(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(SharedTraining, "epoch", failing(error))
+    monkeypatch.setattr(ElasticTraining, "epoch", failing(error))
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     task, listening = models.search_task(models.linear()), Listening()
     shared_search(task, tmp_path / "auto", listening, fine_tuning={"mode": "auto"}, max_trials=2)
@@ -444,7 +444,7 @@ def test_a_resumed_search_goes_on_with_a_shared_training_whose_process_died(tmp_
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     task, listening = models.search_task(models.linear()), Listening()
     with monkeypatch.context() as broken:
-        broken.setattr(SharedTraining, "epoch", failing(WorkerError("The worker process ended.")))
+        broken.setattr(ElasticTraining, "epoch", failing(WorkerError("The worker process ended.")))
         shared_search(task, tmp_path / "run", listening, fine_tuning={"mode": "auto"}, max_trials=2)
     assert any("the shared training failed: The worker process ended" in line for line in listening.lines)
     shared_search(task, tmp_path / "run", listening, fine_tuning={"mode": "auto"}, max_trials=3, resume=True)

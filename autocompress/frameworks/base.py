@@ -152,8 +152,22 @@ class Framework(Protocol):
         """
         ...
 
-    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+    def fine_tune(
+        self,
+        task: Task,
+        candidate: Candidate,
+        settings: TuneSettings,
+        progress: Progress,
+        heir_of: SharedTraining | None = None,
+    ) -> None:
         """Train the candidate in place and re-estimate its normalization statistics.
+
+        Args:
+            task: with data and loss.
+            candidate: of the task's model.
+            settings: how long and how hard.
+            progress: told the finished fraction.
+            heir_of: the training from which the candidate has its weights, if these are all that it has; it may be of use.
 
         Raises:
             DivergedError: the loss is not a number.

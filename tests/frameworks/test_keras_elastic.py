@@ -17,10 +17,12 @@ from keras import layers
 from test_contract import SETTINGS, KerasCases, random_policies, silent
 
 import autocompress as ac
-from autocompress.frameworks.base import SHARED_GRADIENT_NORM
+from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate
 from autocompress.frameworks.keras import elastic as elastic_module
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
+from autocompress.frameworks.keras.optimize import SGD_RATE
+from autocompress.frameworks.keras.shared import MOST_STEPS_OF_HEIRS
 
 CASES = KerasCases()
 
@@ -249,3 +251,84 @@ def test_a_shared_training_by_sgd_has_a_higher_rate(compiled: Any, optimizer: An
     training = CASES.framework.share(task, "l2", replace(SETTINGS, learning_rate=named))
     training.begin(20)
     assert training.trainer.rates.highest == pytest.approx(highest)
+
+
+HALF = ac.Policy({"block1_conv1": 0.5}, {"block1_conv1": ac.LayerPolicy(8)})
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    """A shared training whose compiled step has taken no step yet."""
+    training = share(CASES.task("resnet"))
+    training.begin(20)
+    assert training.elastic.thin_groups
+    return training
+
+
+def numbers_of(training: Any) -> list[Any]:
+    return [variable.numpy() for variable in training._variables().values()]
+
+
+@pytest.mark.parametrize("policy", [HALF, ac.Policy({"block1_conv1": 0.5}, {"block1_conv1": ac.LayerPolicy(4, "float", 0.5)})])
+def test_an_heir_becomes_in_the_elastic_model_what_it_becomes_by_itself(compiled: Any, policy: ac.Policy) -> None:
+    task, settings = compiled.task, replace(SETTINGS, epochs=2, gradient_norm=SHARED_GRADIENT_NORM)
+    before, outputs, models = numbers_of(compiled), [], []
+    for heir_of in (None, compiled):
+        heir = compiled.candidate(policy)
+        untrained = CASES.outputs(heir.model, CASES.first_digits(32)[:1])[0]
+        models.append(heir.model)
+        CASES.framework.fine_tune(task, heir, settings, silent, heir_of)
+        CASES.framework.reestimate(task, heir)
+        outputs.append(CASES.outputs(heir.model, CASES.first_digits(32)[:1])[0])
+        assert (heir.model is models[-1]) == (heir_of is None)
+    moved = np.abs(outputs[0] - untrained).max()
+    assert np.abs(outputs[0] - outputs[1]).max() < 0.05 * moved
+    for found, expected in zip(numbers_of(compiled), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_training_of_an_heir_that_is_broken_off_leaves_the_shared_one_as_it_was(compiled: Any) -> None:
+    def broken_off(fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    before = numbers_of(compiled)
+    with pytest.raises(KeyboardInterrupt):
+        compiled.tuned(compiled.candidate(HALF), SETTINGS, broken_off)
+    for found, expected in zip(numbers_of(compiled), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_rate_of_an_heir_is_its_own_and_not_what_the_shared_training_ended_with(compiled: Any) -> None:
+    compiled.trainer.student.optimizer.learning_rate = 0.0
+    own = compiled.trainer.renewed(replace(SETTINGS, learning_rate=None)).rates.highest
+    assert own == pytest.approx(SGD_RATE)
+    assert compiled.trainer.renewed(replace(SETTINGS, learning_rate=0.5)).rates.highest == 0.5
+
+
+WHOLE_BRANCH = ac.Policy({"block1_conv1": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("policy", "changed"),
+    [
+        (HALF, {"epochs": MOST_STEPS_OF_HEIRS + 1}),
+        (HALF, {"epochs": 4, "stop_hopeless": True}),
+        (HALF, {"epochs": 10, "pruning_schedule": "linear"}),
+        (WHOLE_BRANCH, {}),
+        (ac.Policy({}, {"block1_conv1": ac.LayerPolicy(1)}), {}),
+        (ac.Policy({}, {"block1_conv1": ac.LayerPolicy(8, 4)}), {}),
+    ],
+)
+def test_what_the_elastic_model_would_train_otherwise_is_trained_by_itself(
+    compiled: Any, policy: ac.Policy, changed: dict[str, Any]
+) -> None:
+    candidate = Candidate(None, policy, {})
+    assert compiled.can_tune(Candidate(None, HALF, {}), SETTINGS)
+    assert not compiled.can_tune(candidate, replace(SETTINGS, **changed))
+
+
+@pytest.mark.parametrize(("epochs", "options"), [(1, {}), (20, {"callbacks": list})])
+def test_heirs_are_trained_by_themselves_where_no_step_is_compiled_or_callbacks_look(epochs: int, options: Any) -> None:
+    training = share(keras_models.small_task(keras_models.build("conv"), **options))
+    training.begin(epochs)
+    assert not training.can_tune(Candidate(None, ac.Policy({"conv1": 0.5}), {}), SETTINGS)

@@ -197,6 +197,29 @@ def test_a_shared_training_takes_policies_from_here_and_all_survives_a_worker_th
         np.testing.assert_array_equal(outputs(worker, task, other), expected)
 
 
+QUIET = """
+import keras_models
+
+task = keras_models.small_task(keras_models.build("conv"))
+"""
+
+
+def test_an_heir_is_trained_in_the_worker_as_it_would_be_here(tmp_path: Path) -> None:
+    quiet = load_task(searches.write_task(tmp_path / "quiet_task.py", QUIET))
+    here = framework_of(quiet.model)
+    there, found = here.isolated(quiet, lambda _: None), []
+    for framework in (here, there):
+        training = framework.share(quiet, "l2", SETTINGS)
+        training.begin(20)
+        for _ in range(2):  # the first leaves no trace in the second
+            heir = training.candidate(policy_of(framework, quiet))
+            framework.fine_tune(quiet, heir, SETTINGS, lambda fraction: None, training)
+            found.append(outputs(framework, quiet, heir))
+    there.close()
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
 FORKING = """
 import multiprocessing
 import os

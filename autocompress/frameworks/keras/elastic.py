@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from autocompress.frameworks.base import Candidate
 from autocompress.frameworks.channels import Role, removed_slices
 from autocompress.frameworks.keras.calls import predicted
-from autocompress.frameworks.keras.elastic_layers import ElasticInput, ElasticWeight, Lost
+from autocompress.frameworks.keras.elastic_layers import WIDTHS, ElasticInput, ElasticWeight, Lost
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
 from autocompress.frameworks.keras.layer_rules import INPUTS
@@ -29,7 +29,7 @@ from autocompress.frameworks.keras.rules import channel_axis
 from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
 from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, can_be_thin, computes, open_sizes, places_of, whole
 from autocompress.frameworks.keras.weights import SimulatedWeight
-from autocompress.policy import Policy
+from autocompress.policy import FLOAT, Policy
 
 Removed = Mapping[str, Sequence[int]]
 Part = tuple[keras.layers.Layer, ElasticWeight, ElasticInput]
@@ -95,13 +95,31 @@ class Elastic:
             thin: do not compute them, where that is possible. The model then has to run as a graph.
         """
         removed = self.removed(policy) if removed is None else removed
-        self._kept.obey(removed_slices(self.pruning.groups, self._thinned(removed) if thin else {}))
-        reads, writes = self._lost(removed, "reads"), self._lost(removed, "writes")
+        thinned = self._thinned(removed) if thin else {}
+        self._kept.obey(removed_slices(self.pruning.groups, thinned))
+        silent = self._lost({name: gone for name, gone in removed.items() if name not in thinned}, "reads")
         for name, (layer, weight, quantizer) in self._parts.items():
             kernel, done = kernel_of(layer), policy.layer(name)
             tensor = f"{name}/{kernel.name}"
-            weight.obey(kernel, done, reads.get(tensor, {}), writes.get(tensor, {}))
-            quantizer.obey(done, _lost_inputs(layer, reads.get(tensor, {}), reads.get(name + INPUTS, {})))
+            weight.obey(done, silent.get(tensor, {}))
+            quantizer.obey(done, _lost_inputs(layer, silent.get(tensor, {}), silent.get(name + INPUTS, {})))
+        self._obey_zeros(policy, removed)
+
+    def _obey_zeros(self, policy: Policy, removed: Removed) -> None:
+        """Let a policy's zeros be in force: those of what is left of each kernel."""
+        sparse = [name for name, (_, weight, _) in self._parts.items() if weight.is_sparse or policy.layer(name).sparsity]
+        lost = [self._lost(removed, role) for role in ("writes", "reads")] if sparse else []
+        for name in sparse:
+            layer, weight, _ = self._parts[name]
+            tensor = f"{name}/{kernel_of(layer).name}"
+            gone = {axis: indices for of_role in lost for axis, indices in of_role.get(tensor, {}).items()}
+            weight.obey_zeros(kernel_of(layer), policy.layer(name), gone)
+
+    def can_obey(self, policy: Policy) -> bool:
+        """Does the elastic model compute exactly what a candidate of a policy does?"""
+        layers = (policy.layer(name) for name in self._parts)
+        widths = all(layer.weights in (FLOAT, *WIDTHS) and layer.activations in (FLOAT, 8) for layer in layers)
+        return widths and all(ratio < 1 for ratio in policy.pruning.values())
 
     def refresh(self) -> None:
         """Look at the variables again, after they were loaded."""

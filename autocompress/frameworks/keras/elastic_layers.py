@@ -56,7 +56,7 @@ class ElasticWeight(keras.layers.Layer):
         self.factor = self.add_weight(name="factor", shape=steps, initializer="ones", **options)
         self.clip.assign(np.stack([ops.convert_to_numpy(weight.clip) for weight in grown]))
         self.width: Bits = FLOAT
-        self.is_sparse = False
+        self.is_silent = self.is_sparse = False
         self.built = True
 
     def call(self, kernel: Any) -> Any:
@@ -72,30 +72,26 @@ class ElasticWeight(keras.layers.Layer):
     def set_progress(self, kernel: Any, fraction: float) -> None:
         """Nothing: every policy is in force as a whole from the first step on."""
 
-    def obey(self, kernel: Any, layer: LayerPolicy, reads: Lost, writes: Lost) -> None:
-        """Follow a policy.
-
-        Args:
-            kernel: what is trained.
-            layer: what is done to it.
-            reads: input channels that it loses, by axis.
-            writes: output channels that it loses, by axis.
-        """
+    def obey(self, layer: LayerPolicy, silent: Lost) -> None:
+        """Follow a policy, but for its zeros; `silent` are the input channels that are read no more, by axis."""
         if layer.weights != self.width:
             self.width = layer.weights
             self.chosen.assign(np.array([bits == layer.weights for bits in WIDTHS], np.float32))
-        self.reads.assign(_kept(self.reads.shape, reads))
-        if layer.sparsity or self.is_sparse:
-            self.is_sparse = layer.sparsity > 0
-            lost = {**writes, **reads}
-            dense = np.ones(self.axes.shape, np.float32)
-            self.mask.assign(self._zeros(ops.convert_to_numpy(kernel), layer, lost) if self.is_sparse else dense)
+        if silent or self.is_silent:
+            self.is_silent = bool(silent)
+            self.reads.assign(_kept(self.reads.shape, silent))
+
+    def obey_zeros(self, kernel: Any, layer: LayerPolicy, lost: Lost) -> None:
+        """Follow the zeros of a policy, of which a kernel loses some channels, by axis."""
+        self.is_sparse = layer.sparsity > 0
+        dense = np.ones(self.axes.shape, np.float32)
+        self.mask.assign(self._zeros(ops.convert_to_numpy(kernel), layer, lost) if self.is_sparse else dense)
 
     def refresh(self) -> None:
         """Look at the variables again, after they were loaded."""
         chosen = ops.convert_to_numpy(self.chosen)
         self.width = WIDTHS[int(chosen.argmax())] if chosen.any() else FLOAT
-        self.is_sparse = bool((ops.convert_to_numpy(self.mask) == 0).any())
+        self.is_silent, self.is_sparse = (bool((ops.convert_to_numpy(flags) == 0).any()) for flags in (self.reads, self.mask))
 
     def steps(self, bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """`clip` and `factor` of a width."""
@@ -152,7 +148,7 @@ class ElasticInput(SimulatedInput):
         self.masks = {str(axis): self._flag(f"mask{-axis}", shape, "ones") for axis, shape in shapes.items()}
         self.quantizes = self._flag("quantizes", (), "zeros")
         self._tracker.lock()
-        self.is_float = True
+        self.is_float, self.is_silent = True, False
 
     def call(self, value: Any, training: bool = False) -> Any:
         """The value on its grid, or as it is."""
@@ -176,20 +172,23 @@ class ElasticInput(SimulatedInput):
             value = value * ops.cast(mask, value.dtype)
         return value
 
-    def obey(self, layer: LayerPolicy, lost: Lost) -> None:
-        """Follow a policy; `lost` are the channels that are not read any more, by axis from the end."""
+    def obey(self, layer: LayerPolicy, silent: Lost) -> None:
+        """Follow a policy; `silent` are the channels that are read no more, by axis from the end."""
         if self.is_seen:
             self.forget()
         if self.is_float != (layer.activations == FLOAT):
             self.is_float = not self.is_float
             self.quantizes.assign(float(not self.is_float))
-        for axis, mask in self.masks.items():
-            mask.assign(_kept(mask.shape, {0: lost.get(int(axis), np.zeros(0, np.int64))}))
+        if silent or self.is_silent:
+            self.is_silent = bool(silent)
+            for axis, mask in self.masks.items():
+                mask.assign(_kept(mask.shape, {0: silent.get(int(axis), np.zeros(0, np.int64))}))
 
     def refresh(self) -> None:
         """Look at the variables again, after they were loaded."""
         super().refresh()
         self.is_float = not float(ops.convert_to_numpy(self.quantizes))
+        self.is_silent = any((ops.convert_to_numpy(mask) == 0).any() for mask in self.masks.values())
 
     def _flag(self, name: str, shape: tuple[int, ...], start: str) -> Any:
         return self.add_weight(name=name, shape=shape, initializer=start, dtype="float32", trainable=False, autocast=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from autocompress.frameworks.keras.nodes import graph_of
 from autocompress.frameworks.keras.optimize import Rates, optimizer_of
 from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimate_batch_norm
 from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
+from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.task import Task
 
 WORTH_TRACING = 20
@@ -107,6 +109,23 @@ class Trainer:
         optimizer.build(model.trainable_variables)  # or TensorFlow traces the first step twice
         self.student.compile(optimizer, **loss_of(task), **options)
 
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.steps // self.settings.epochs
+
+    def can_be_renewed(self, settings: TuneSettings) -> bool:
+        """Are its own epochs all that a training under other settings needs?"""
+        needs_more = self.task.callbacks is not None or self.rates.is_fixed or gradual_epochs(settings)
+        return not needs_more and (settings.epochs == 1 or not settings.stop_hopeless)
+
+    def renewed(self, settings: TuneSettings) -> Trainer:
+        """Another training of the model by the step that is compiled. Its optimizer goes on, and clips gradients as before."""
+        other = copy.copy(self)
+        other.settings, other.steps, other.done = settings, settings.epochs * self.epoch_steps, 0
+        other.rates = self.rates.renewed(settings.learning_rate, other.steps)
+        return other
+
     def run(self, progress: Progress, after_step: AroundStep | None = None) -> None:
         """All epochs.
 
@@ -141,7 +160,7 @@ class Trainer:
             self.student.fit(
                 self._batches(generator),
                 epochs=epochs,
-                steps_per_epoch=self.steps // self.settings.epochs,
+                steps_per_epoch=self.epoch_steps,
                 callbacks=callbacks,
                 shuffle=False,
                 verbose=0,

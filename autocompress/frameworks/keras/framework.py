@@ -135,11 +135,22 @@ class KerasFramework:
         macs = {layer.name: layer.macs for layer in layers_of(model, self._example(task, 1))}
         return Candidate(simulate(model, policy, owned=bool(policy.pruning)), policy, macs, removed or {})
 
-    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
-        """Train the candidate in place and re-estimate its batch-norm statistics."""
+    def fine_tune(
+        self,
+        task: Task,
+        candidate: Candidate,
+        settings: TuneSettings,
+        progress: Progress,
+        heir_of: SharedTraining | None = None,
+    ) -> None:
+        """Train the candidate in place and re-estimate its batch-norm statistics. Heirs need no compiled step of their own."""
         original = self._graph(task)
         if candidate.removed and not settings.learning_rate and uses_default_sgd(task, candidate.model):
             settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
+        if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
+            candidate.model = heir_of.tuned(candidate, settings, progress)
+            reestimate(candidate.model, task)
+            return
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:

@@ -155,9 +155,18 @@ class IsolatedKeras:
         candidate.model.is_trained = True
         return candidate
 
-    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+    def fine_tune(
+        self,
+        task: Task,
+        candidate: Candidate,
+        settings: TuneSettings,
+        progress: Progress,
+        heir_of: SharedTraining | None = None,
+    ) -> None:
         """Train the candidate in the worker. What `progress` raises ends the training and is raised here."""
-        self._change(candidate, "fine_tune", progress, settings=asdict(settings))
+        if isinstance(heir_of, IsolatedTraining):
+            heir_of.at_home()
+        self._change(candidate, "fine_tune", progress, settings=asdict(settings), inherits=heir_of is not None)
         candidate.model.home.settle()
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:

@@ -61,12 +61,18 @@ class Rates:
     """The learning rate of each step: the task's own schedule, that of the compiled optimizer, or a cosine with warm-up."""
 
     def __init__(self, task: Task, optimizer: Any, highest: float | None, steps: int) -> None:
-        self.optimizer, self.steps = optimizer, steps
+        self.task, self.optimizer, self.steps = task, optimizer, steps
         self.schedule = task.scheduler(optimizer, steps) if task.scheduler else None
         is_scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         self.is_fixed = is_scheduled and self.schedule is None and highest is None
         if not self.is_fixed:
-            self.highest = highest or float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            self.own = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            self.highest = highest or self.own
+
+    def renewed(self, highest: float | None, steps: int) -> Rates:
+        """Those of another training by the same optimizer."""
+        self.optimizer.learning_rate = self.own
+        return Rates(self.task, self.optimizer, highest, steps)
 
     def set(self, step: int) -> None:
         """Give the optimizer its rate for a step."""

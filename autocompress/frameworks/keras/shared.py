@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from autocompress.policy import Policy
 from autocompress.task import Task
 
 DONE, EPOCHS = "done", "epochs"
+MOST_STEPS_OF_HEIRS = 150
+"""Up to which an heir is trained more quickly in the elastic model, whose steps take a tenth more time, than by a step of its
+own, which has to be traced first."""
 
 
 class ElasticTraining:
@@ -67,6 +71,37 @@ class ElasticTraining:
     def candidate(self, policy: Policy, removed: Mapping[str, Sequence[int]] | None = None) -> Candidate:
         """The model under a policy, pruned physically, with the weights of now. Its statistics are still to be taken."""
         return self.elastic.candidate(policy, removed)
+
+    def can_tune(self, heir: Candidate, settings: TuneSettings) -> bool:
+        """Can an heir be trained in the elastic model as it would be by itself, and more quickly?"""
+        is_thin = self.elastic.thin_groups and not self.trainer.student.run_eagerly
+        is_exact = self.elastic.can_obey(heir.policy) and self.trainer.can_be_renewed(settings)
+        return bool(is_thin and is_exact and settings.epochs * self.trainer.epoch_steps <= MOST_STEPS_OF_HEIRS)
+
+    def tuned(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> keras.Model:
+        """An heir's model after a training in the elastic model, which is as before then. Its statistics are still to be taken.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        make_epoch_repeatable(self.elastic.model, settings.seed)
+        with self._untouched():
+            self.elastic.obey(heir.policy, heir.removed, thin=True)
+            trainer, generator = self.trainer.renewed(settings), np.random.default_rng(settings.seed)
+            for _ in range(settings.epochs):
+                trainer.epoch(generator, progress, lambda: None)
+            return self.elastic.candidate(heir.policy, heir.removed).model
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Afterwards all variables are what they were."""
+        before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in self._variables().values()]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+            self.elastic.refresh()
 
     def save(self, path: Path) -> None:
         """Write all that the present cycle needs to go on, whole or not at all."""

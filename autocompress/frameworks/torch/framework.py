@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
-from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import Candidate, Progress, SharedTraining, TuneSettings
 from autocompress.frameworks.schedule import gradual_epochs, part
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.calls import example_inputs, on_cpu, predicted
@@ -30,7 +30,7 @@ from autocompress.frameworks.torch.optimize import pruned_rate
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.reestimate import reestimate
-from autocompress.frameworks.torch.shared import SharedTraining
+from autocompress.frameworks.torch.shared import ElasticTraining
 from autocompress.frameworks.torch.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.torch.state import architecture, load_weights, save_weights
 from autocompress.policy import Policy
@@ -104,8 +104,15 @@ class TorchFramework:
         simulate(model, policy)
         return Candidate(model.eval(), policy, macs, removed or {})
 
-    def fine_tune(self, task: Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
-        """Train the candidate in place and re-estimate its batch-norm statistics."""
+    def fine_tune(
+        self,
+        task: Task,
+        candidate: Candidate,
+        settings: TuneSettings,
+        progress: Progress,
+        heir_of: SharedTraining | None = None,
+    ) -> None:
+        """Train the candidate in place and re-estimate its batch-norm statistics; an heir as any other."""
         torch.manual_seed(settings.seed)
         if candidate.removed and not settings.learning_rate:
             settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
@@ -119,7 +126,7 @@ class TorchFramework:
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
         """A training whose weights every policy can inherit."""
-        return SharedTraining(task, self._pruning(task), self._example(task, 1), criterion, settings)
+        return ElasticTraining(task, self._pruning(task), self._example(task, 1), criterion, settings)
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take batch-norm statistics and input ranges anew."""

@@ -23,7 +23,7 @@ from autocompress.policy import Policy
 from autocompress.task import Task
 
 
-class SharedTraining:
+class ElasticTraining:
     """Cycles of training, each of some epochs with a rate that rises and falls.
 
     Attributes:
