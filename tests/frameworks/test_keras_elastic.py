@@ -21,8 +21,8 @@ from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate
 from autocompress.frameworks.keras import elastic as elastic_module
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
-from autocompress.frameworks.keras.optimize import SGD_RATE
 from autocompress.frameworks.keras.shared import MOST_STEPS_OF_HEIRS
+from autocompress.frameworks.schedule import SGD_RATE
 
 CASES = KerasCases()
 
@@ -239,10 +239,13 @@ SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
         (SGD, None, 0.2, 0.2),
         (SGD, None, None, 0.5),
         (ADAM, None, 0.003, 0.003),
+        (ADAM, None, 0.0005, 0.001),
+        (keras.optimizers.AdamW, None, 0.001, 0.002),
+        (keras.optimizers.RMSprop, None, 0.001, 0.001),
         (SGD, lambda variables: SGD(0.5), 0.03, 0.03),
     ],
 )
-def test_a_shared_training_by_sgd_has_a_higher_rate(compiled: Any, optimizer: Any, named: float | None, highest: float) -> None:
+def test_a_shared_training_has_a_higher_rate(compiled: Any, optimizer: Any, named: float | None, highest: float) -> None:
     model = keras_models.build("resnet")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if compiled is not None:

@@ -237,9 +237,12 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
         (sgd, 0.03, 0.1),
         (sgd, None, 0.5),
         (torch.optim.AdamW, 0.003, 0.003),
+        (torch.optim.AdamW, 0.001, 0.002),
+        (torch.optim.Adam, 0.0005, 0.001),
+        (torch.optim.RMSprop, 0.001, 0.001),
     ],
 )
-def test_a_shared_training_by_sgd_has_a_higher_rate(optimizer: Any, named: float | None, highest: float) -> None:
+def test_a_shared_training_has_a_higher_rate(optimizer: Any, named: float | None, highest: float) -> None:
     task = models.small_task(models.build("resnet"), optimizer=optimizer)
     training = TorchFramework().share(task, "l2", TuneSettings(1, named, 0.5))
     training.begin(1)

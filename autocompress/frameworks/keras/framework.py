@@ -26,14 +26,14 @@ from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import require_loss
 from autocompress.frameworks.keras.one_dimensional import as_images
-from autocompress.frameworks.keras.optimize import PRUNED_SGD_RATE, uses_default_sgd
+from autocompress.frameworks.keras.optimize import uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.reestimate import reestimate
 from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
-from autocompress.frameworks.schedule import gradual_epochs, part
+from autocompress.frameworks.schedule import PRUNED_SGD_RATE, gradual_epochs, part
 from autocompress.policy import Policy
 from autocompress.structure import Layer, Structure
 from autocompress.target.precision import Converted

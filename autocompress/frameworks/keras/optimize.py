@@ -9,15 +9,9 @@ import keras
 from autocompress.frameworks.keras.batches import batch_norms
 from autocompress.frameworks.keras.losses import is_compiled
 from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu
-from autocompress.frameworks.schedule import cosine_share, shared_rate
+from autocompress.frameworks.schedule import ADAM_RATE, SGD_RATE, cosine_share, shared_rate
 from autocompress.task import Task
 
-SGD_RATE, ADAMW_RATE = 0.03, 1e-3
-"""Highest rates of the cycle where neither the task nor the model names one."""
-PRUNED_SGD_RATE = 0.06
-"""The same for a candidate that has lost channels, as for PyTorch."""
-SHARED_SGD_RATE = 0.1
-"""The same for a shared training, as for PyTorch."""
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
 """Keras decays weights beside the gradient; of SGD with a momentum of 0.9, ten times the usual 5e-4 does the same."""
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -51,10 +45,13 @@ def highest_shared_rate(task: Task, model: keras.Model, named: float | None) -> 
         model: the elastic one.
         named: the user's rate for candidates.
     """
-    if uses_default_sgd(task, model):
-        return SHARED_SGD_RATE if named is None else shared_rate(named, SGD_RATE, SHARED_SGD_RATE)
-    is_compiled_sgd = task.optimizer is None and _is_own(task) and isinstance(task.model.optimizer, keras.optimizers.SGD)
-    return shared_rate(named, SGD_RATE, SHARED_SGD_RATE) if named is not None and is_compiled_sgd else named
+    if not _is_own(task):
+        return shared_rate(named, "sgd" if batch_norms(model) else "adam")
+    if task.optimizer is not None or named is None:
+        return named
+    if isinstance(task.model.optimizer, keras.optimizers.SGD):
+        return shared_rate(named, "sgd")
+    return shared_rate(named, "adam") if isinstance(task.model.optimizer, keras.optimizers.Adam) else named
 
 
 class Rates:
@@ -90,7 +87,7 @@ def _default(model: keras.Model, gradient_norm: float) -> Any:
     if batch_norms(model):
         options = {"momentum": 0.9, "nesterov": True, "weight_decay": SGD_DECAY}
         return _sgd()(SGD_RATE, **options, global_clipnorm=gradient_norm)
-    return keras.optimizers.AdamW(ADAMW_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=gradient_norm)
+    return keras.optimizers.AdamW(ADAM_RATE, weight_decay=ADAMW_DECAY, global_clipnorm=gradient_norm)
 
 
 def _like(optimizer: Any, highest: float | None, gradient_norm: float, *, keeps_schedule: bool) -> Any:

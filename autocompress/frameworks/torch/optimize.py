@@ -7,21 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.frameworks.schedule import ADAM_RATE, PRUNED_SGD_RATE, SGD_RATE, shared_rate
 from autocompress.frameworks.torch.batches import batch_norms
 from autocompress.frameworks.torch.schedule import cosine
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.task import Task
 
-SGD_RATE, ADAMW_RATE = 0.03, 1e-3
-"""Highest rates of the cycle where the task names none."""
-PRUNED_SGD_RATE = 0.06
-"""The same for a candidate that has lost channels. With half of ResNet-8's channels gone it gave .950 after three epochs where
-the other gave .946; on a small MobileNetV2 both gave .943. Where nothing is removed it was worse there (.956 beside .959).
-"""
-SHARED_SGD_RATE = 0.1
-"""The same for a shared training, which has to go further from the original. On a small ResNet of digits 16 policies inherited
-.943 on average with it after 24 epochs, and .911 with the other; 6 epochs of their own gave .940.
-"""
 SGD_DECAY, ADAMW_DECAY = 5e-4, 1e-2
 
 
@@ -32,12 +23,28 @@ def default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """
     if batch_norms(model):
         return torch.optim.SGD(_groups(model, SGD_DECAY), SGD_RATE, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(_groups(model, ADAMW_DECAY), ADAMW_RATE)
+    return torch.optim.AdamW(_groups(model, ADAMW_DECAY), ADAM_RATE)
 
 
 def pruned_rate(task: Task, model: nn.Module) -> float | None:
     """The highest rate for a model that has lost channels; None where the optimizer is the task's own, or not SGD."""
     return PRUNED_SGD_RATE if task.optimizer is None and batch_norms(model) else None
+
+
+def highest_shared_rate(task: Task, model: nn.Module, named: float | None) -> float | None:
+    """The highest rate of a shared training; None for the optimizer's own.
+
+    Args:
+        task: with its optimizer.
+        model: the elastic one.
+        named: the user's rate for candidates.
+    """
+    if task.optimizer is not None and named is None:
+        return None
+    optimizer = task.optimizer(model.parameters()) if task.optimizer else default_optimizer(model)
+    if isinstance(optimizer, torch.optim.SGD):
+        return shared_rate(named, "sgd")
+    return shared_rate(named, "adam") if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else named
 
 
 def schedule_of(task: Task, optimizer: torch.optim.Optimizer, learning_rate: float | None, steps: int) -> Any:

@@ -13,10 +13,9 @@ import torch
 
 from autocompress.errors import ModelError
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
-from autocompress.frameworks.schedule import shared_rate
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
-from autocompress.frameworks.torch.optimize import SGD_RATE, SHARED_SGD_RATE, default_optimizer
+from autocompress.frameworks.torch.optimize import highest_shared_rate
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.weights_file import write_whole
 from autocompress.policy import Policy
@@ -39,7 +38,8 @@ class ElasticTraining:
 
     def begin(self, epochs: int) -> None:
         """Start a cycle."""
-        settings = replace(self.settings, epochs=epochs, learning_rate=self._rate, gradient_norm=SHARED_GRADIENT_NORM)
+        rate = highest_shared_rate(self.task, self.elastic.model, self.settings.learning_rate)
+        settings = replace(self.settings, epochs=epochs, learning_rate=rate, gradient_norm=SHARED_GRADIENT_NORM)
         self.trainer = Trainer(self.task, self.elastic.model, settings, self.teacher)
         self.epochs = 0
 
@@ -59,15 +59,6 @@ class ElasticTraining:
             trainer.step(batch)
             progress(min(trainer.done / trainer.steps, 1.0))
         self.epochs += 1
-
-    @property
-    def _rate(self) -> float | None:
-        """The highest rate; None for the optimizer's own."""
-        task, named = self.task, self.settings.learning_rate
-        optimizer = task.optimizer(self.elastic.model.parameters()) if task.optimizer else default_optimizer(self.elastic.model)
-        if not isinstance(optimizer, torch.optim.SGD) or (named is None and task.optimizer is not None):
-            return named
-        return SHARED_SGD_RATE if named is None else shared_rate(named, SGD_RATE, SHARED_SGD_RATE)
 
     def _obey(self, policy: Policy) -> None:
         """Let the next step train a policy. Features are compared layer by layer, which only the whole model has."""
