@@ -167,7 +167,7 @@ class Framework(Protocol):
             candidate: of the task's model.
             settings: how long and how hard.
             progress: told the finished fraction.
-            heir_of: the training from which the candidate has its weights, if these are all that it has; it may be of use.
+            heir_of: the training whose weights the candidate still has as it inherited them; its training may start from there.
 
         Raises:
             DivergedError: the loss is not a number.

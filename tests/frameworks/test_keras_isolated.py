@@ -204,17 +204,24 @@ task = keras_models.small_task(keras_models.build("conv"))
 """
 
 
-def test_an_heir_is_trained_in_the_worker_as_it_would_be_here(tmp_path: Path) -> None:
+def test_an_heir_is_trained_in_the_worker_as_it_would_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = load_task(searches.write_task(tmp_path / "quiet_task.py", QUIET))
-    here = framework_of(quiet.model)
-    there, found = here.isolated(quiet, lambda _: None), []
+    here, trainings, found = framework_of(quiet.model), [], []
+    there = here.isolated(quiet, lambda _: None)
     for framework in (here, there):
-        training = framework.share(quiet, "l2", SETTINGS)
-        training.begin(20)
+        trainings.append(framework.share(quiet, "l2", SETTINGS))
+        trainings[-1].begin(20)
         for _ in range(2):  # the first leaves no trace in the second
-            heir = training.candidate(policy_of(framework, quiet))
-            framework.fine_tune(quiet, heir, SETTINGS, lambda fraction: None, training)
+            heir = trainings[-1].candidate(policy_of(framework, quiet))
+            framework.fine_tune(quiet, heir, SETTINGS, lambda fraction: None, trainings[-1])
             found.append(outputs(framework, quiet, heir))
+    assert trainings[0].can_tune(heir, SETTINGS)
+    heir = trainings[1].candidate(policy_of(there, quiet))
+    monkeypatch.setattr(isolated, "MOST_GROWN_BYTES", -1)
+    made(there, quiet)  # in a new worker, which has no training yet
+    monkeypatch.undo()
+    there.fine_tune(quiet, heir, SETTINGS, lambda fraction: None, trainings[1])
+    found.append(outputs(there, quiet, heir))
     there.close()
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])

@@ -115,11 +115,11 @@ class Elastic:
             gone = {axis: indices for of_role in lost for axis, indices in of_role.get(tensor, {}).items()}
             weight.obey_zeros(kernel_of(layer), policy.layer(name), gone)
 
-    def can_obey(self, policy: Policy) -> bool:
-        """Does the elastic model compute exactly what a candidate of a policy does?"""
-        layers = (policy.layer(name) for name in self._parts)
-        widths = all(layer.weights in (FLOAT, *WIDTHS) and layer.activations in (FLOAT, 8) for layer in layers)
-        return widths and all(ratio < 1 for ratio in policy.pruning.values())
+    def trains_like_candidate(self, policy: Policy) -> bool:
+        """Does a step compute what a candidate's own does? Zeros of a candidate grow while it is trained."""
+        layers = [policy.layer(name) for name in self._parts]
+        is_known = all(layer.weights in (FLOAT, *WIDTHS) and layer.activations in (FLOAT, 8) for layer in layers)
+        return is_known and not any(layer.sparsity for layer in layers) and all(ratio < 1 for ratio in policy.pruning.values())
 
     def refresh(self) -> None:
         """Look at the variables again, after they were loaded."""

@@ -115,12 +115,14 @@ class Trainer:
         return self.steps // self.settings.epochs
 
     def can_be_renewed(self, settings: TuneSettings) -> bool:
-        """Are its own epochs all that a training under other settings needs?"""
-        needs_more = self.task.callbacks is not None or self.rates.is_fixed or gradual_epochs(settings)
-        return not needs_more and (settings.epochs == 1 or not settings.stop_hopeless)
+        """Would another training of these settings take the same steps, and need nothing beside them?"""
+        is_watched = self.task.callbacks is not None or (settings.stop_hopeless and settings.epochs > 1)
+        distances = [(one.distillation, one.feature_distillation) for one in (settings, self.settings)]
+        takes_the_same = distances[0] == distances[1] and not gradual_epochs(settings)
+        return takes_the_same and not is_watched and self.rates.can_be_renewed
 
     def renewed(self, settings: TuneSettings) -> Trainer:
-        """Another training of the model by the step that is compiled. Its optimizer goes on, and clips gradients as before."""
+        """Another training of the model by the step that is compiled, with the optimizer that is part of it."""
         other = copy.copy(self)
         other.settings, other.steps, other.done = settings, settings.epochs * self.epoch_steps, 0
         other.rates = self.rates.renewed(settings.learning_rate, other.steps)

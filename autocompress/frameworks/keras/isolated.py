@@ -164,9 +164,9 @@ class IsolatedKeras:
         heir_of: SharedTraining | None = None,
     ) -> None:
         """Train the candidate in the worker. What `progress` raises ends the training and is raised here."""
-        if isinstance(heir_of, IsolatedTraining):
+        if inherits := isinstance(heir_of, IsolatedTraining):
             heir_of.at_home()
-        self._change(candidate, "fine_tune", progress, settings=asdict(settings), inherits=heir_of is not None)
+        self._change(candidate, "fine_tune", progress, settings=asdict(settings), inherits=inherits)
         candidate.model.home.settle()
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:

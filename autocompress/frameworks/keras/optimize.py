@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import keras
 from autocompress.frameworks.keras.batches import batch_norms
 from autocompress.frameworks.keras.losses import is_compiled
 from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu
-from autocompress.frameworks.schedule import ADAM_RATE, SGD_RATE, cosine_share, shared_rate
+from autocompress.frameworks.schedule import ADAM_RATE, SGD_RATE, OptimizerKind, cosine_share, shared_rate
 from autocompress.task import Task
 
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
@@ -49,16 +50,15 @@ def highest_shared_rate(task: Task, model: keras.Model, named: float | None) -> 
         return shared_rate(named, "sgd" if batch_norms(model) else "adam")
     if task.optimizer is not None or named is None:
         return named
-    if isinstance(task.model.optimizer, keras.optimizers.SGD):
-        return shared_rate(named, "sgd")
-    return shared_rate(named, "adam") if isinstance(task.model.optimizer, keras.optimizers.Adam) else named
+    kind = _kind_of(task.model.optimizer)
+    return named if kind is None else shared_rate(named, kind)
 
 
 class Rates:
     """The learning rate of each step: the task's own schedule, that of the compiled optimizer, or a cosine with warm-up."""
 
     def __init__(self, task: Task, optimizer: Any, highest: float | None, steps: int) -> None:
-        self.task, self.optimizer, self.steps = task, optimizer, steps
+        self.optimizer, self.steps = optimizer, steps
         self.schedule = task.scheduler(optimizer, steps) if task.scheduler else None
         is_scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         self.is_fixed = is_scheduled and self.schedule is None and highest is None
@@ -66,16 +66,28 @@ class Rates:
             self.own = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
             self.highest = highest or self.own
 
+    @property
+    def can_be_renewed(self) -> bool:
+        """Can the optimizer begin another training? Not with a schedule, and not one that may look at channels that are gone."""
+        return self.schedule is None and not self.is_fixed and _kind_of(self.optimizer) is not None
+
     def renewed(self, highest: float | None, steps: int) -> Rates:
         """Those of another training by the same optimizer."""
-        self.optimizer.learning_rate = self.own
-        return Rates(self.task, self.optimizer, highest, steps)
+        other = copy.copy(self)
+        other.highest, other.steps = highest or self.own, steps
+        return other
 
     def set(self, step: int) -> None:
         """Give the optimizer its rate for a step."""
         if not self.is_fixed:
             rate = self.schedule(step) if self.schedule else self.highest * cosine_share(min(step, self.steps), self.steps)
             self.optimizer.learning_rate = float(rate)
+
+
+def _kind_of(optimizer: Any) -> OptimizerKind | None:
+    if isinstance(optimizer, keras.optimizers.SGD):
+        return "sgd"
+    return "adam" if isinstance(optimizer, keras.optimizers.Adam) else None
 
 
 def _is_own(task: Task) -> bool:

@@ -24,7 +24,7 @@ from autocompress.task import Task
 
 DONE, EPOCHS = "done", "epochs"
 MOST_STEPS_OF_HEIRS = 150
-"""Up to which an heir is trained more quickly in the elastic model, whose steps take a tenth more time, than by a step of its
+"""With so many at most, an heir is trained sooner in the elastic model, whose steps take a tenth more time, than by a step of its
 own, which has to be traced first."""
 
 
@@ -73,28 +73,28 @@ class ElasticTraining:
         return self.elastic.candidate(policy, removed)
 
     def can_tune(self, heir: Candidate, settings: TuneSettings) -> bool:
-        """Can an heir be trained in the elastic model as it would be by itself, and more quickly?"""
+        """Can an heir be trained in the elastic model, and more quickly than by itself?"""
         is_thin = self.elastic.thin_groups and not self.trainer.student.run_eagerly
-        is_exact = self.elastic.can_obey(heir.policy) and self.trainer.can_be_renewed(settings)
-        return bool(is_thin and is_exact and settings.epochs * self.trainer.epoch_steps <= MOST_STEPS_OF_HEIRS)
+        is_able = self.elastic.trains_like_candidate(heir.policy) and self.trainer.can_be_renewed(settings)
+        return bool(is_thin and is_able and settings.epochs * self.trainer.epoch_steps <= MOST_STEPS_OF_HEIRS)
 
     def tuned(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> keras.Model:
-        """An heir's model after a training in the elastic model, which is as before then. Its statistics are still to be taken.
+        """An heir's model after a training in the elastic model. Its statistics are still to be taken.
+
+        Unlike a training by itself it goes on with the optimizer of the shared training, and clips gradients like that.
 
         Raises:
             DivergedError: the loss is not a number.
         """
-        make_epoch_repeatable(self.elastic.model, settings.seed)
         with self._untouched():
+            make_epoch_repeatable(self.elastic.model, settings.seed)
             self.elastic.obey(heir.policy, heir.removed, thin=True)
-            trainer, generator = self.trainer.renewed(settings), np.random.default_rng(settings.seed)
-            for _ in range(settings.epochs):
-                trainer.epoch(generator, progress, lambda: None)
+            self.trainer.renewed(settings).run(progress)
             return self.elastic.candidate(heir.policy, heir.removed).model
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
-        """Afterwards all variables are what they were."""
+        """Afterwards the weights and the optimizer are what they were."""
         before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in self._variables().values()]
         try:
             yield
