@@ -69,7 +69,7 @@ SPACES = {
     }.items()
 }
 STAGES = ("shared", "inherited", "each", "short", "again")
-TOGETHER = 4
+TOGETHER = 8
 """Policies of which each way is taken before the next."""
 EACH_EPOCHS, SHORT_EPOCHS = 3, 1
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15

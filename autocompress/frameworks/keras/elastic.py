@@ -23,7 +23,7 @@ from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, r
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
 from autocompress.frameworks.keras.layer_rules import INPUTS
 from autocompress.frameworks.keras.layers import DEPTHWISE, einsum_places, layers_of
-from autocompress.frameworks.keras.prune import remove_channels, weights_by_name
+from autocompress.frameworks.keras.prune import by_tensor, remove_channels, weights_by_name, what_remains
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.rules import channel_axis
 from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
@@ -139,6 +139,15 @@ class Elastic:
         model = simulate(smaller, policy, owned=True)
         self._hand_over_steps(model, self._lost(removed, "writes"))
         return Candidate(model, policy, macs, removed)
+
+    def hand_over(self, heir: Candidate) -> None:
+        """Give a candidate that was made here the weights and steps that the elastic model has now."""
+        gone = by_tensor(removed_slices(self.pruning.groups, heir.removed))
+        own = layers_by_name(self.model)
+        for name, layer in layers_by_name(heir.model).items():
+            weights = _plain_layer(own[name]).weights
+            _plain_layer(layer).set_weights([what_remains(one, gone.get(f"{name}/{one.name}", {})) for one in weights])
+        self._hand_over_steps(heir.model, self._lost(heir.removed, "writes"))
 
     def _thinned(self, removed: Removed) -> Removed:
         """What goes from the groups that can be thin and keep a channel."""

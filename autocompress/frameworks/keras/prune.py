@@ -60,14 +60,28 @@ def weights_by_name(model: keras.Model) -> dict[str, Any]:
     return {f"{name}/{weight.name}": weight for name, layer in layers_by_name(model).items() for weight in layer.weights}
 
 
+def by_tensor(slices: Mapping[tuple[str, int], NDArray[np.int64]]) -> dict[str, dict[int, NDArray[np.int64]]]:
+    """Tensor → axis → the indices that go."""
+    found: dict[str, dict[int, NDArray[np.int64]]] = {}
+    for (tensor, axis), gone in slices.items():
+        found.setdefault(tensor, {})[axis] = gone
+    return found
+
+
+def what_remains(weight: Any, gone: Mapping[int, NDArray[np.int64]]) -> NDArray[Any]:
+    """A weight without some indices, by axis."""
+    value = np.asarray(keras.ops.convert_to_numpy(weight))
+    for axis, indices in gone.items():
+        value = np.delete(value, indices, axis)
+    return value
+
+
 class _Pruner(Builder):
     """Builds a graph with smaller layers."""
 
     def __init__(self, slices: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
         super().__init__(lambda name, layer: None)
-        self._slices: dict[str, dict[int, NDArray[np.int64]]] = {}
-        for (tensor, axis), gone in slices.items():
-            self._slices.setdefault(tensor, {})[axis] = gone
+        self._slices = by_tensor(slices)
 
     def call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], prefix: str) -> Any:
         """A call with fewer channels. Without any there is nothing to call, and who reads that yields a constant."""
@@ -139,11 +153,7 @@ class _Pruner(Builder):
         return [Nothing(sources[0]) if isinstance(output, Nothing) else next(live_outputs) for output in outputs]
 
     def _kept(self, weight: Any, name: str) -> NDArray[Any]:
-        """What remains of a weight."""
-        value = np.asarray(keras.ops.convert_to_numpy(weight))
-        for axis, gone in self._slices.get(f"{name}/{weight.name}", {}).items():
-            value = np.delete(value, gone, axis)
-        return value
+        return what_remains(weight, self._slices.get(f"{name}/{weight.name}", {}))
 
 
 def _inner(old: keras.KerasTensor, value: Any) -> Any:

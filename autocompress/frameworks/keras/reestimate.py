@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autocompress.data import fitting, merged, size_of, united
+from autocompress.data import Inputs, fitting, size_of, united
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
@@ -32,6 +32,16 @@ def reestimate(model: keras.Model, task: Task) -> None:
         reestimate_batch_norm(model, task)
 
 
+def reestimate_as_trained(model: keras.Model, task: Task) -> None:
+    """The same in one pass: ranges are those that a training observes, where each batch has its own statistics."""
+    quantizers = simulated_inputs(model).values()
+    for quantizer in quantizers:
+        quantizer.forget()
+    with calibrating(quantizers):
+        reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)  # of what has no batch norm
+
+
 def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) -> None:
     """Let the inputs that were never observed see some batches, so that training starts from the post-training model.
 
@@ -47,11 +57,7 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     inputs = (arrays(batch.inputs) for batch in batches)
     with calibrating(quantizers), fused_norms(model):
         for parts in fitting(inputs, of_one_size=True):
-            for quantizer in quantizers:
-                quantizer.together = len(parts)
-            call(model, united(parts))
-    for quantizer in quantizers:
-        quantizer.together = 1
+            _call_together(model, parts)
 
 
 def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
@@ -66,14 +72,24 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
     seen = 0
     with fused_norms(model), calls_replaced(norms, _in_training_mode):
-        for inputs in merged(batch.inputs for batch in batches):
-            size = size_of(inputs)
+        for parts in fitting((batch.inputs for batch in batches), of_one_size=True):
+            size = sum(map(size_of, parts))
             for norm in norms:
                 norm.momentum = seen / (seen + size)  # a cumulative average
-            call(model, inputs)
+            _call_together(model, parts)
             seen += size
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _call_together(model: keras.Model, parts: list[Inputs]) -> None:
+    """Call a model with some batches as one. Ranges that are observed are those of each."""
+    quantizers = simulated_inputs(model).values()
+    for quantizer in quantizers:
+        quantizer.together = len(parts)
+    call(model, united(parts))
+    for quantizer in quantizers:
+        quantizer.together = 1
 
 
 def _in_training_mode(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -78,8 +78,8 @@ class ElasticTraining:
         is_able = self.elastic.trains_like_candidate(heir.policy) and self.trainer.can_be_renewed(settings)
         return bool(is_thin and is_able and settings.epochs * self.trainer.epoch_steps <= MOST_STEPS_OF_HEIRS)
 
-    def tuned(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> keras.Model:
-        """An heir's model after a training in the elastic model. Its statistics are still to be taken.
+    def tune(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> None:
+        """Train an heir in the elastic model. Its statistics are still to be taken.
 
         Unlike a training by itself it goes on with the optimizer of the shared training, and clips gradients like that.
 
@@ -90,7 +90,7 @@ class ElasticTraining:
             make_epoch_repeatable(self.elastic.model, settings.seed)
             self.elastic.obey(heir.policy, heir.removed, thin=True)
             self.trainer.renewed(settings).run(progress)
-            return self.elastic.candidate(heir.policy, heir.removed).model
+            self.elastic.hand_over(heir)
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
