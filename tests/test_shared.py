@@ -295,8 +295,9 @@ def shared_search(task: ac.Task, out: Path, watcher: Watcher, **options: Any) ->
 
 
 @pytest.mark.usefixtures("steady_meter")
-def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path) -> None:
+def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path, monkeypatch: Any) -> None:
     listening = Listening()
+    monkeypatch.setattr(TorchFramework, "fine_tune", noting(TorchFramework.fine_tune, heirs_of := []))
     task = models.search_task(models.linear(), epochs=2)
     shared_search(task, tmp_path / "run", listening)
     records = searches.candidates(tmp_path / "run")
@@ -315,6 +316,18 @@ def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path) -
     assert "rank correlation" in words
     baselines = [r for r in searches.records(tmp_path / "run") if r.is_baseline]
     assert all(Stage.INHERIT not in r.done for r in baselines)
+    assert [heir_of is None for heir_of in heirs_of].count(True) == sum(Stage.FINE_TUNE in r.done for r in baselines)
+    assert len(heirs_of) == sum(Stage.FINE_TUNE in r.done for r in searches.records(tmp_path / "run"))
+
+
+def noting(fine_tune: Any, heirs_of: list[Any]) -> Any:
+    """A fine-tuning that notes from which training its candidate has inherited."""
+
+    def noted(self: Any, task: Any, candidate: Any, settings: Any, progress: Any, heir_of: Any = None) -> None:
+        heirs_of.append(heir_of)
+        fine_tune(self, task, candidate, settings, progress, heir_of)
+
+    return noted
 
 
 @pytest.mark.usefixtures("steady_meter")
