@@ -24,7 +24,7 @@ import yaml
 
 import autocompress as ac
 from autocompress.errors import AutocompressError, ConfigError, DiskFullError, OutOfTimeError, RunFolderError
-from autocompress.frameworks.base import Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import Candidate, TuneSettings
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.outer_loop import Search
 from autocompress.policy import Policy
@@ -337,10 +337,10 @@ def test_a_final_training_that_fails_is_not_tried_again(
 ) -> None:
     real = TorchFramework.fine_tune
 
-    def failing(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, progress: Progress) -> None:
+    def failing(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, *rest: Any) -> None:
         if settings.epochs > 1:
             raise ValueError("too long")
-        real(self, task, candidate, settings, progress)
+        real(self, task, candidate, settings, *rest)
 
     monkeypatch.setattr(TorchFramework, "fine_tune", failing)
     options: dict[str, Any] = {"max_trials": 2, "max_time": "10m", "fine_tuning": {"mode": "each"}}
