@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +22,7 @@ from autocompress.data import Inputs, to_numpy
 from autocompress.device import Target
 from autocompress.errors import ConversionError, DivergedError, HopelessError, ModelError, TaskError
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
+from autocompress.frameworks.schedule import PRUNED_SGD_RATE
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.reestimate import reestimate
@@ -706,6 +710,23 @@ def test_a_whole_branch_is_inherited_as_no_branch(cases: Cases) -> None:
     cases.framework.reestimate(task, candidate)
     np.testing.assert_allclose(cases.outputs(candidate.model, first_inputs(task, 8))[0], expected[0], rtol=1e-4, atol=1e-5)
     assert candidate.macs.keys() & {group.name, group.name.replace("conv1", "conv2")} == set()
+
+
+def test_an_heir_is_not_trained_as_hard_as_what_has_lost_channels_of_the_original(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, rates = cases.task("resnet"), []
+    module = sys.modules[type(cases.framework).__module__]
+    monkeypatch.setattr(module, "fine_tune", lambda *given: rates.append(settings_among(given).learning_rate))
+    candidate = compressed(cases, task, ac.Policy({cases.framework.inspect(task).groups[0].name: 0.5}))
+    for heir_of, learning_rate in ((None, None), (object(), None), (None, 5e-3), (object(), 5e-3)):
+        cases.framework.fine_tune(task, candidate, replace(SETTINGS, learning_rate=learning_rate), silent, heir_of)
+    assert rates == [PRUNED_SGD_RATE, None, 5e-3, 5e-3]
+
+
+def settings_among(given: Iterable[Any]) -> TuneSettings:
+    """Those of a fine-tuning, which has them at another place in each framework."""
+    return next(one for one in given if isinstance(one, TuneSettings))
 
 
 def test_a_shared_training_serves_policies_that_it_did_not_see(cases: Cases) -> None:

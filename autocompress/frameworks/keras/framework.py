@@ -143,9 +143,12 @@ class KerasFramework:
         progress: Progress,
         heir_of: SharedTraining | None = None,
     ) -> None:
-        """Train the candidate in place and re-estimate its batch-norm statistics. Heirs need no compiled step of their own."""
+        """Train the candidate in place and re-estimate its batch-norm statistics.
+
+        An heir has less to make up for, and needs no compiled step of its own.
+        """
         original = self._graph(task)
-        if candidate.removed and not settings.learning_rate and uses_default_sgd(task, candidate.model):
+        if candidate.removed and not settings.learning_rate and heir_of is None and uses_default_sgd(task, candidate.model):
             settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
         if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
             heir_of.tune(candidate, settings, progress)

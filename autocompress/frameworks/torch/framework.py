@@ -112,9 +112,9 @@ class TorchFramework:
         progress: Progress,
         heir_of: SharedTraining | None = None,
     ) -> None:
-        """Train the candidate in place and re-estimate its batch-norm statistics; an heir as any other."""
+        """Train the candidate in place and re-estimate its batch-norm statistics. An heir has less to make up for."""
         torch.manual_seed(settings.seed)
-        if candidate.removed and not settings.learning_rate:
+        if candidate.removed and not settings.learning_rate and heir_of is None:
             settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
