@@ -29,7 +29,7 @@ from autocompress.frameworks.keras.one_dimensional import as_images
 from autocompress.frameworks.keras.optimize import uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
-from autocompress.frameworks.keras.reestimate import reestimate, reestimate_as_trained
+from autocompress.frameworks.keras.reestimate import reestimate
 from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
@@ -152,7 +152,7 @@ class KerasFramework:
             settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
         if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
             heir_of.tune(candidate, settings, progress)
-            reestimate_as_trained(candidate.model, task)
+            reestimate(candidate.model, task)
             return
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
