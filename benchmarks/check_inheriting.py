@@ -2,7 +2,7 @@
 
     python benchmarks/check_inheriting.py [NAME ...] [--policies 8]
 
-NAME is an experiment with batch norms, by default the ResNet-8 in PyTorch and in Keras. Random policies are run from the policy to
+NAME is an experiment with batch norms, by default the ResNet-8 of both frameworks. Random policies are run from the policy to
 the recorded trial (made, gated, re-estimated, scored in simulation, exported, measured, scored as IR), and screened alone: made,
 re-estimated and scored in simulation, beside forward passes of the same candidate over the same images. Medians of one thread's
 CPU seconds in this process: a search runs Keras candidates in a worker, whose pipe is not counted here.
