@@ -2,10 +2,10 @@
 
     python benchmarks/check_inheriting.py [NAME ...] [--policies 8]
 
-NAME is an experiment with batch norms, by default the ResNet-8 of both frameworks. Random policies are run from the policy to
-the recorded trial (made, gated, re-estimated, scored in simulation, exported, measured, scored as IR), and screened alone: made,
-re-estimated and scored in simulation, beside forward passes of the same candidate over the same images. Medians of one thread's
-CPU seconds in this process: a search runs Keras candidates in a worker, whose pipe is not counted here.
+NAME is an experiment, by default the ResNet-8 in PyTorch and in Keras. Random policies are run from the policy to the recorded
+trial (made, gated, re-estimated, scored in simulation, exported, measured, scored as IR), and screened alone: made, re-estimated
+and scored in simulation, beside forward passes of the same candidate over the same images. Medians of one thread's CPU seconds
+in this process: a search runs Keras candidates in a worker, whose pipe is not counted here.
 
 Ends with exit code 1 if a bound is broken: 4 seconds a trial, and 1.5 times the forward passes for screening.
 """
@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +29,7 @@ import numpy as np
 from check_training import cpu_seconds
 
 from autocompress.config import SearchConfig
-from autocompress.frameworks.calibrating import for_batch_norms
+from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, for_batch_norms
 from autocompress.policy import Policy
 from autocompress.record import Plan, State
 from autocompress.run_folder import RunFolder
@@ -64,7 +65,8 @@ def costs(name: str, policies: int) -> tuple[float, float]:
     training = bench.framework.share(task, bench.config.criterion, bench.tune_settings)
     training.begin(1)  # what its weights are worth does not matter here
     screen = Screen(bench.framework, task, PROBE_SAMPLES)
-    images = [batch.inputs for batch in (*for_batch_norms(task.splits["train"].numpy()), *screen.batches)]
+    observed = islice(task.calibration_split.numpy(), CALIBRATION_BATCHES)
+    images = [batch.inputs for batch in (*for_batch_norms(task.splits["train"].numpy()), *observed, *screen.batches)]
     generator = np.random.default_rng(0)
     trials, screened = [], []
     with tempfile.TemporaryDirectory() as folder:

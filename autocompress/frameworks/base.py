@@ -167,7 +167,8 @@ class Framework(Protocol):
             candidate: of the task's model.
             settings: how long and how hard.
             progress: told the finished fraction.
-            heir_of: the training whose weights the candidate still has as it inherited them; its training may start from there.
+            heir_of: the training whose weights the candidate still has as it inherited them; its training may start from there,
+                and has less to make up for.
 
         Raises:
             DivergedError: the loss is not a number.

@@ -718,10 +718,16 @@ def test_an_heir_is_not_trained_as_hard_as_what_has_lost_channels_of_the_origina
     task, rates = cases.task("resnet"), []
     module = sys.modules[type(cases.framework).__module__]
     monkeypatch.setattr(module, "fine_tune", lambda *given: rates.append(settings_among(given).learning_rate))
-    candidate = compressed(cases, task, ac.Policy({cases.framework.inspect(task).groups[0].name: 0.5}))
-    for heir_of, learning_rate in ((None, None), (object(), None), (None, 5e-3), (object(), 5e-3)):
-        cases.framework.fine_tune(task, candidate, replace(SETTINGS, learning_rate=learning_rate), silent, heir_of)
-    assert rates == [PRUNED_SGD_RATE, None, 5e-3, 5e-3]
+    half, branch = (compressed(cases, task, ac.Policy({cases.first_branch: ratio})) for ratio in (0.5, 1))
+    for candidate, heir_of, named in (
+        (half, None, None),
+        (half, object(), None),
+        (branch, object(), None),
+        (half, None, 5e-3),
+        (half, object(), 5e-3),
+    ):
+        cases.framework.fine_tune(task, candidate, replace(SETTINGS, learning_rate=named), silent, heir_of)
+    assert rates == [PRUNED_SGD_RATE, None, PRUNED_SGD_RATE, 5e-3, 5e-3]
 
 
 def settings_among(given: Iterable[Any]) -> TuneSettings:

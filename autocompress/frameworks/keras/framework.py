@@ -29,11 +29,11 @@ from autocompress.frameworks.keras.one_dimensional import as_images
 from autocompress.frameworks.keras.optimize import uses_default_sgd
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
-from autocompress.frameworks.keras.reestimate import reestimate
+from autocompress.frameworks.keras.reestimate import reestimate, reestimate_as_trained
 from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
-from autocompress.frameworks.schedule import PRUNED_SGD_RATE, gradual_epochs, part
+from autocompress.frameworks.schedule import PRUNED_SGD_RATE, gradual_epochs, has_lost_much, part
 from autocompress.policy import Policy
 from autocompress.structure import Layer, Structure
 from autocompress.target.precision import Converted
@@ -145,14 +145,18 @@ class KerasFramework:
     ) -> None:
         """Train the candidate in place and re-estimate its batch-norm statistics.
 
-        An heir has less to make up for, and needs no compiled step of its own.
+        An heir has a rate of its own, and needs no compiled step of its own.
         """
         original = self._graph(task)
-        if candidate.removed and not settings.learning_rate and heir_of is None and uses_default_sgd(task, candidate.model):
+        if (
+            has_lost_much(candidate, heir_of is not None)
+            and not settings.learning_rate
+            and uses_default_sgd(task, candidate.model)
+        ):
             settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
         if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
             heir_of.tune(candidate, settings, progress)
-            reestimate(candidate.model, task)
+            reestimate_as_trained(candidate.model, task)
             return
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs

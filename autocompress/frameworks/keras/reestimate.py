@@ -14,23 +14,32 @@ from autocompress.frameworks.calibrating import calibrating, calibration_count, 
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
 from autocompress.frameworks.keras.fused import fused_norms
-from autocompress.frameworks.keras.simulate import simulated_inputs, unseen_inputs
+from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
 
 
 def reestimate(model: keras.Model, task: Task) -> None:
-    """Take all of it anew, in place and in one pass: ranges are those that a training sees, where a batch has its own statistics.
+    """Take all of it anew, in place: statistics of what runs unquantized, then ranges.
 
     8 bits hardly move a statistic; where inputs have fewer, the statistics are taken once more with the inputs on their grids.
     """
     quantizers = simulated_inputs(model).values()
     for quantizer in quantizers:
         quantizer.forget()
-    with calibrating(unseen_inputs(model)):
-        reestimate_batch_norm(model, task)
-    calibrate_ranges(task, model)  # where there is no batch norm
+    reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)
     if any(quantizer.bits < 8 for quantizer in quantizers):
         reestimate_batch_norm(model, task)
+
+
+def reestimate_as_trained(model: keras.Model, task: Task) -> None:
+    """The same in one pass: ranges are those that a training observes, where each batch has its own statistics."""
+    quantizers = simulated_inputs(model).values()
+    for quantizer in quantizers:
+        quantizer.forget()
+    with calibrating(quantizers):
+        reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)  # of what has no batch norm
 
 
 def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) -> None:
@@ -41,9 +50,9 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
         model: whose inputs are simulated.
         trains: a training follows, in which all of them go on observing.
     """
-    quantizers = unseen_inputs(model)
-    if not quantizers:
+    if not has_unseen_inputs(model):
         return
+    quantizers = simulated_inputs(model).values()
     batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
     inputs = (arrays(batch.inputs) for batch in batches)
     with calibrating(quantizers), fused_norms(model):

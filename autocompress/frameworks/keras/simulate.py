@@ -105,9 +105,9 @@ def share_binary_scales(model: keras.Model, shared: bool) -> None:
             layer.weight.shared_scale.assign(shared)
 
 
-def unseen_inputs(model: keras.Model) -> list[SimulatedInput]:
-    """Those whose range was not observed yet."""
-    return [quantizer for quantizer in simulated_inputs(model).values() if not quantizer.is_seen]
+def has_unseen_inputs(model: keras.Model) -> bool:
+    """True where an input's range was not observed yet."""
+    return any(not quantizer.is_seen for quantizer in simulated_inputs(model).values())
 
 
 def input_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Progress, SharedTraining, TuneSettings
-from autocompress.frameworks.schedule import gradual_epochs, part
+from autocompress.frameworks.schedule import gradual_epochs, has_lost_much, part
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.calls import example_inputs, on_cpu, predicted
 from autocompress.frameworks.torch.convert import convert
@@ -112,9 +112,9 @@ class TorchFramework:
         progress: Progress,
         heir_of: SharedTraining | None = None,
     ) -> None:
-        """Train the candidate in place and re-estimate its batch-norm statistics. An heir has less to make up for."""
+        """Train the candidate in place and re-estimate its batch-norm statistics; an heir at a rate of its own."""
         torch.manual_seed(settings.seed)
-        if candidate.removed and not settings.learning_rate and heir_of is None:
+        if has_lost_much(candidate, heir_of is not None) and not settings.learning_rate:
             settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs

@@ -16,21 +16,21 @@ from autocompress.frameworks.torch.calls import call, device_of, tensors
 from autocompress.frameworks.torch.simulate import (
     forget_ranges,
     has_coarse_inputs,
+    has_unseen_inputs,
     observes_in_training,
-    unseen_inputs,
+    simulated_inputs,
 )
 from autocompress.task import Task
 
 
 def reestimate(model: nn.Module, task: Task) -> None:
-    """Take all of it anew, in place and in one pass: ranges are those that a training sees, where a batch has its own statistics.
+    """Take all of it anew, in place: statistics of what runs unquantized, then ranges.
 
     8 bits hardly move a statistic; where inputs have fewer, the statistics are taken once more with the inputs on their grids.
     """
     forget_ranges(model)
-    with calibrating(unseen_inputs(model)):
-        reestimate_batch_norm(model, task)
-    calibrate_ranges(task, model)  # where there is no batch norm
+    reestimate_batch_norm(model, task)
+    calibrate_ranges(task, model)
     if has_coarse_inputs(model):
         reestimate_batch_norm(model, task)
     model.eval()
@@ -44,10 +44,9 @@ def calibrate_ranges(task: Task, model: nn.Module, *, trains: bool = False) -> N
         model: whose inputs are simulated.
         trains: a training follows, in which most of them go on observing.
     """
-    quantizers = unseen_inputs(model)
-    if not quantizers:
+    if not has_unseen_inputs(model):
         return
-    device, arithmetic = device_of(model), exact_arithmetic(task)
+    device, arithmetic, quantizers = device_of(model), exact_arithmetic(task), simulated_inputs(model)
     count = calibration_count(quantizers, trains and observes_in_training(model))
     model.eval()
     with torch.no_grad(), arithmetic.arranged(model), calibrating(quantizers):

@@ -70,9 +70,9 @@ def has_coarse_inputs(model: nn.Module) -> bool:
     return any(quantizer.bits < 8 for quantizer in simulated_inputs(model))
 
 
-def unseen_inputs(model: nn.Module) -> list[SimulatedInput]:
-    """Those whose range was not observed yet."""
-    return [quantizer for quantizer in simulated_inputs(model) if not quantizer.is_seen]
+def has_unseen_inputs(model: nn.Module) -> bool:
+    """True where an input's range was not observed yet."""
+    return any(not quantizer.is_seen for quantizer in simulated_inputs(model))
 
 
 def observes_in_training(model: nn.Module) -> bool:
