@@ -26,14 +26,14 @@ from autocompress.frameworks.keras.isolated import isolated
 from autocompress.frameworks.keras.layers import layers_of
 from autocompress.frameworks.keras.losses import require_loss
 from autocompress.frameworks.keras.one_dimensional import as_images
-from autocompress.frameworks.keras.optimize import uses_default_sgd
+from autocompress.frameworks.keras.optimize import pruned_rate
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.reestimate import reestimate, reestimate_as_trained
 from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights
-from autocompress.frameworks.schedule import PRUNED_SGD_RATE, gradual_epochs, has_lost_much, part
+from autocompress.frameworks.schedule import gradual_epochs, has_lost_much, part
 from autocompress.policy import Policy
 from autocompress.structure import Layer, Structure
 from autocompress.target.precision import Converted
@@ -148,12 +148,8 @@ class KerasFramework:
         An heir has a rate of its own, and needs no compiled step of its own.
         """
         original = self._graph(task)
-        if (
-            has_lost_much(candidate, heir_of is not None)
-            and not settings.learning_rate
-            and uses_default_sgd(task, candidate.model)
-        ):
-            settings = replace(settings, learning_rate=PRUNED_SGD_RATE)
+        if has_lost_much(candidate, heir_of is not None) and not settings.learning_rate:
+            settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
             heir_of.tune(candidate, settings, progress)
             reestimate_as_trained(candidate.model, task)

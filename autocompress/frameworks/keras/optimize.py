@@ -10,7 +10,7 @@ import keras
 from autocompress.frameworks.keras.batches import batch_norms
 from autocompress.frameworks.keras.losses import is_compiled
 from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu
-from autocompress.frameworks.schedule import ADAM_RATE, SGD_RATE, OptimizerKind, cosine_share, shared_rate
+from autocompress.frameworks.schedule import ADAM_RATE, PRUNED_SGD_RATE, SGD_RATE, OptimizerKind, cosine_share, shared_rate
 from autocompress.task import Task
 
 SGD_DECAY, ADAMW_DECAY = 5e-3, 1e-2
@@ -33,9 +33,9 @@ def optimizer_of(task: Task, model: keras.Model, highest: float | None, gradient
     return optimizer
 
 
-def uses_default_sgd(task: Task, model: keras.Model) -> bool:
-    """True where the optimizer is not the user's own, and SGD."""
-    return not _is_own(task) and bool(batch_norms(model))
+def pruned_rate(task: Task, model: keras.Model) -> float | None:
+    """The highest rate for a model that has lost channels; None where the optimizer is the user's own, or not SGD."""
+    return PRUNED_SGD_RATE if not _is_own(task) and batch_norms(model) else None
 
 
 def highest_shared_rate(task: Task, model: keras.Model, named: float | None) -> float | None:
