@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m timing
 
 $(STAMP): pyproject.toml constraints.txt

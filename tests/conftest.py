@@ -11,6 +11,7 @@ from typing import Any
 import probed
 import pytest
 import searches
+from filelock import FileLock
 from hypothesis import settings
 
 from autocompress.device import Target
@@ -79,20 +80,35 @@ def steady_meter(_patterns_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     searches.steady_meter(monkeypatch)
 
 
+@pytest.fixture
+def one_uniform_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches in which it does not matter what the candidates are compared with."""
+    monkeypatch.setattr("autocompress.baselines.UNIFORM_RATIOS", (0.75,))
+
+
 @pytest.fixture(scope="session")
-def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def task_file(of_all_workers: Path) -> Path:
     """A task file: the trained residual net on 200 digits of each split."""
-    return searches.write_task(tmp_path_factory.mktemp("task") / "digits_task.py", "task = models.search_task()")
+    return searches.write_task(of_all_workers / "digits_task.py", "task = models.search_task()")
 
 
 @pytest.fixture(scope="session")
-def finished(_patterns_once: None, task_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(_patterns_once: None, task_file: Path, of_all_workers: Path) -> Path:
     """The folder of a finished search, made once with the command line and measured on this machine. Copy it to change it."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    config = searches.write_config(task_file.with_name("config.yaml"), calibration_samples=20)
-    options = ("--config", config, "--budget", "3x", "--trials", "2", "--max-accuracy-drop", "0.5", "--keep", "all")
-    outcome = searches.cli("search", task_file, "--out", out, *options)
-    assert outcome.code == 0, outcome.err
+    out = of_all_workers / "finished"
+    with FileLock(of_all_workers / "finished.lock"):
+        if not out.exists():
+            config = searches.write_config(of_all_workers / "config.yaml", calibration_samples=20)
+            options = ("--config", config, "--budget", "3x", "--trials", "2", "--max-accuracy-drop", "0.5", "--keep", "all")
+            outcome = searches.cli("search", task_file, "--out", out, *options)
+            assert outcome.code == 0, outcome.err
     return out
 
 

@@ -22,9 +22,14 @@ import yaml
 
 from autocompress.record import Latency, TrialRecord
 from autocompress.run_folder import RunFolder
+from autocompress.target import layer_table
+from autocompress.target.layer_graphs import Signature
 
 TESTS = Path(__file__).parent
-HURRIED = "import autocompress.target.meter as m; m.MAX_SECONDS, m.ROUND_SECONDS = 0.1, 5e-4\n"
+HURRIED = """from autocompress.target import layer_table, meter
+meter.MAX_SECONDS, meter.ROUND_SECONDS = 0.1, 5e-4
+layer_table.ROUNDS, layer_table.MOST_GRAPHS = 2, 12
+"""
 """Measures for a tenth of a second: for subprocesses, where nothing can be patched."""
 TELLING = "import os, sys; os.register_at_fork(before=lambda: print('this process was forked', file=sys.stderr, flush=True))\n"
 """A fork of a process with threads may wait for a lock forever: NNCF's telemetry forks one to reach its server."""
@@ -110,7 +115,10 @@ def run_json(folder: Path | str) -> dict[str, Any]:
 
 
 def steady_meter(patch: pytest.MonkeyPatch) -> None:
-    """Measure with `fake_measure`."""
+    """Measure with `fake_measure`, and layers with `fake_times`, which are not kept."""
+    patch.setattr(layer_table, "_timed", fake_times)
+    patch.setattr(layer_table, "_cached", lambda path: {})
+    patch.setattr(layer_table, "write_json", lambda path, content: None)
     for module in ("trial", "setup"):
         patch.setattr(f"autocompress.{module}.measure", fake_measure)
     patch.setattr("autocompress.trial.reference_latency_ms", lambda compiled: 1.0)
@@ -128,6 +136,11 @@ def fake_measure(
     return [
         Latency(ratio=r, ratio_low=0.99 * r, ratio_high=1.01 * r, reference_ms=reference_ms, samples=(r,) * 30) for r in ratios
     ]
+
+
+def fake_times(layers: Sequence[Signature], *_: Any) -> tuple[dict[Signature, float], float]:
+    """A layer takes as long as it has work, and one in INT8 half as long."""
+    return {layer: layer.work * (0.5 if layer.integer else 1.0) for layer in layers}, 0.0
 
 
 def _weight(compiled: ov.CompiledModel) -> float:

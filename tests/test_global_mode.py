@@ -19,13 +19,6 @@ from autocompress.watch import Watcher
 FAST: dict[str, Any] = {"calibration_samples": 5}
 
 
-@pytest.fixture(autouse=True)
-def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layer table says in which order channels go; that need not be right here."""
-    monkeypatch.setattr("autocompress.target.layer_table.ROUNDS", 2)
-    monkeypatch.setattr("autocompress.target.layer_table.MOST_GRAPHS", 12)
-
-
 class Told(Watcher):
     """Remembers what was said."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from searches import HURRIED
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TINY = """ORIGINAL_EPOCHS = 1
@@ -35,7 +36,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     path, out = EXPERIMENTS / request.param / "qat.ipynb", tmp_path_factory.mktemp("notebook") / "out"
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = TINY.format(out=str(out))
+    parameters.source = HURRIED + TINY.format(out=str(out))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     return Executed(path, notebook, out)
 

@@ -15,7 +15,7 @@ from autocompress.foresight import Foresight
 from autocompress.watch import Watcher
 
 SPACE = {"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": [8]}]}
-pytestmark = pytest.mark.usefixtures("steady_meter")
+pytestmark = pytest.mark.usefixtures("steady_meter", "one_uniform_baseline")
 
 
 class Loop:
@@ -37,7 +37,7 @@ class Listener(Watcher):
 
 def search(out: Path, **options: Any) -> tuple[ac.Result, list[str]]:
     listener = Listener()
-    task = models.search_task(samples=60, fine_tune=Loop())
+    task = models.search_task(models.build("conv"), samples=60, fine_tune=Loop())
     settings = {"space": SPACE, "calibration_samples": 5, "keep": "all", "max_trials": 3, **options}
     return ac.search(task, out=out, watcher=listener, **settings), listener.lines
 
@@ -101,20 +101,20 @@ def test_a_limit_of_the_size_is_kept_by_the_proposals_and_by_the_best(tmp_path: 
 
 def test_a_search_starts_from_a_policy_and_from_another_run(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("pruning: {stem: 0.75}\nlayers: {'*': {weights: 8, activations: 8}}\n")
+    mine.write_text("pruning: {conv1: 0.75}\nlayers: {'*': {weights: 8, activations: 8}}\n")
     search(tmp_path / "before", max_trials=2, sampler="random")
     front = {record.policy.to_json() for record in candidates(tmp_path / "before")}
     search(tmp_path / "run", start_from=[str(mine), str(tmp_path / "before")], max_trials=4)
     first = candidates(tmp_path / "run")[0]
-    assert first.policy.pruning == {"stem": 0.75}
+    assert first.policy.pruning == {"conv1": 0.75}
     assert set(proposed(tmp_path / "run")) & front
 
 
 def test_a_policy_outside_the_space_is_named_and_passed_over(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("pruning: {stem: 0.3}\n")
+    mine.write_text("pruning: {conv1: 0.3}\n")
     _, lines = search(tmp_path / "run", start_from=[str(mine)], max_trials=1)
-    assert any("not in the space" in line and "stem" in line for line in lines)
+    assert any("not in the space" in line and "conv1" in line for line in lines)
 
 
 def test_a_start_that_does_not_exist_is_refused(tmp_path: Path) -> None:

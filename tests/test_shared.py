@@ -387,21 +387,20 @@ def test_few_candidates_are_tuned_each_by_itself(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "shared").exists()
 
 
-@pytest.mark.usefixtures("steady_meter")
+@pytest.mark.usefixtures("steady_meter", "one_uniform_baseline")
 def test_with_a_time_limit_auto_shares_only_where_the_front_is_not_trained(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     monkeypatch.setattr("autocompress.sharing.MOST_TIME", 1.0)
+    conv = models.search_task(models.build("conv"))
     for final_epochs in (None, 0):
         listening, out = Listening(), tmp_path / str(final_epochs)
         fine_tuning = {"mode": "auto", "final_epochs": final_epochs}
         options: dict[str, Any] = {"space": "int8-prune", "max_trials": 2, "max_time": "10m"}
-        shared_search(models.search_task(), out, listening, fine_tuning=fine_tuning, **options)
+        shared_search(conv, out, listening, fine_tuning=fine_tuning, **options)
         spent = any("tuned by itself: the time is better spent on the front" in line for line in listening.lines)
         assert spent == (final_epochs is None)
         assert (out / "shared/progress.json").exists() == (final_epochs == 0)
-        shared_search(
-            models.search_task(), out, Watcher(), fine_tuning=fine_tuning, max_trials=3, resume=True, space="int8-prune"
-        )
+        shared_search(conv, out, Watcher(), fine_tuning=fine_tuning, max_trials=3, resume=True, space="int8-prune")
         assert (out / "shared/progress.json").exists() == (final_epochs == 0)  # without a limit too: it keeps to what it did
 
 

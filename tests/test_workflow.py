@@ -25,12 +25,6 @@ from autocompress.workflow import PRUNE_QAT, QAT, Workflow
 ORIGINAL, INT8 = baselines.ORIGINAL, baselines.INT8
 
 
-@pytest.fixture(autouse=True)
-def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.target.layer_table.ROUNDS", 2)
-    monkeypatch.setattr("autocompress.target.layer_table.MOST_GRAPHS", 12)
-
-
 # Decisions
 
 # after         accuracy  budget   next
@@ -169,7 +163,6 @@ def test_pruning_comes_where_int8_is_too_slow(
         assert len(pd.read_csv(tmp_path / "run" / "front.csv")) >= 2
 
 
-@pytest.mark.timing
 def test_a_whole_workflow_for_real(tmp_path: Path, steady_meter: None) -> None:
     """A trained network that has to be pruned and trained to be within the budget; resumed, it does nothing again."""
     out, task = tmp_path / "run", models.search_task(epochs=8)

@@ -680,8 +680,14 @@ def random_policies(cases: Cases, task: ac.Task, count: int) -> list[ac.Policy]:
     ]
 
 
+@pytest.fixture
+def only_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras does not ask whether the elastic model can be thin, which takes seconds."""
+    monkeypatch.setattr("autocompress.frameworks.keras.elastic.can_be_thin", lambda: False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_candidate_inherits_is_the_elastic_model_under_its_policy(cases: Cases, kind: str) -> None:
+def test_what_a_candidate_inherits_is_the_elastic_model_under_its_policy(cases: Cases, kind: str, only_masked: None) -> None:
     task = cases.task(kind)
     training = cases.framework.share(task, "l2", SETTINGS)
     policies = random_policies(cases, task, 4)

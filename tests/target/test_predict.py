@@ -15,7 +15,6 @@ import autocompress as ac
 from autocompress.device import Fingerprint
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.structure import Structure
-from autocompress.target import layer_table
 from autocompress.target.cache import cache_folder, key_of, read_json, write_json
 from autocompress.target.executed import kernels
 from autocompress.target.layer_graphs import Signature, layer_graph, signature_of
@@ -38,13 +37,6 @@ def parts(kind: str) -> tuple[ac.Task, Structure, ov.Model]:
 
 def signatures(kind: str) -> dict[str, Signature]:
     return {name: signature_of(nodes[0]) for name, nodes in heavy_nodes(parts(kind)[2]).items()}
-
-
-@pytest.fixture
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times in these tests need not be right."""
-    monkeypatch.setattr(layer_table, "ROUNDS", 2)
-    monkeypatch.setattr(layer_table, "MOST_GRAPHS", 12)
 
 
 def table_of(kind: str, folder: Path, device: Fingerprint | None = None) -> LayerTable:
@@ -99,7 +91,7 @@ def test_an_integer_layer_is_timed_in_an_integer_kernel(name: str) -> None:
         assert integer or not any(kernel.is_integer for kernel in running.values())
 
 
-def test_a_table_is_read_from_the_cache_in_a_moment(tmp_path: Path, few_rounds: None) -> None:
+def test_a_table_is_read_from_the_cache_in_a_moment(tmp_path: Path) -> None:
     cold, warm = (table_of("conv", tmp_path) for _ in range(2))
     assert cold.timed > 0
     assert warm.timed == 0
@@ -108,12 +100,12 @@ def test_a_table_is_read_from_the_cache_in_a_moment(tmp_path: Path, few_rounds: 
     assert warm.seconds < 1
 
 
-def test_times_of_another_fingerprint_are_not_used(tmp_path: Path, few_rounds: None) -> None:
+def test_times_of_another_fingerprint_are_not_used(tmp_path: Path) -> None:
     other = fingerprint(ac.Target()).model_copy(update={"openvino": "another"})
     assert table_of("mlp", tmp_path).timed == table_of("mlp", tmp_path, other).timed > 0
 
 
-def test_a_damaged_cache_is_absent(tmp_path: Path, few_rounds: None) -> None:
+def test_a_damaged_cache_is_absent(tmp_path: Path) -> None:
     timed = table_of("mlp", tmp_path).timed
     (file,) = (tmp_path / "layers").iterdir()
     file.write_text(file.read_text()[:-5])
@@ -122,7 +114,7 @@ def test_a_damaged_cache_is_absent(tmp_path: Path, few_rounds: None) -> None:
     assert table_of("mlp", tmp_path).timed == timed
 
 
-def test_progress_reaches_one(tmp_path: Path, few_rounds: None) -> None:
+def test_progress_reaches_one(tmp_path: Path) -> None:
     seen: list[float] = []
     _, structure, graph = parts("mlp")
     build_table(graph, structure, {}, fingerprint(ac.Target()), seen.append, tmp_path)
@@ -130,7 +122,7 @@ def test_progress_reaches_one(tmp_path: Path, few_rounds: None) -> None:
     assert seen[-1] == pytest.approx(1)
 
 
-def test_fewer_widths_are_timed_where_there_are_too_many(tmp_path: Path, few_rounds: None) -> None:
+def test_fewer_widths_are_timed_where_there_are_too_many(tmp_path: Path) -> None:
     table = table_of("conv", tmp_path)
     assert table.timed <= 12 + 4  # the ends of each layer are always timed
     conv2 = table.nodes["conv2"][0]
