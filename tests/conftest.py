@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import probed
 import pytest
@@ -50,32 +49,8 @@ def _probed_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def _patterns_once() -> Iterator[None]:
-    """NNCF unites the same graph patterns anew for every model, which takes longer than all else it does to a tiny one."""
-    from nncf.common.graph.patterns.manager import PatternsManager
-    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
-
-    def once(function: Any) -> Any:
-        found: dict[Any, Any] = {}
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            one_taken_out = len(OPENVINO_IGNORED_PATTERNS.registry_dict)  # while autocompress quantizes
-            key = (arguments, tuple(named.items()), one_taken_out)
-            if key not in found:
-                found[key] = function(*arguments, **named)
-            return found[key]
-
-        return staticmethod(call)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("get_full_hw_pattern_graph", "get_full_ignored_pattern_graph"):
-            patch.setattr(PatternsManager, name, once(getattr(PatternsManager, name)))
-        yield
-
-
 @pytest.fixture
-def steady_meter(_patterns_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def steady_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies without noise, for tests in which a budget has to separate two models."""
     searches.steady_meter(monkeypatch)
 
@@ -100,7 +75,7 @@ def task_file(of_all_workers: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(_patterns_once: None, task_file: Path, of_all_workers: Path) -> Path:
+def finished(task_file: Path, of_all_workers: Path) -> Path:
     """The folder of a finished search, made once with the command line and measured on this machine. Copy it to change it."""
     out = of_all_workers / "finished"
     with FileLock(of_all_workers / "finished.lock"):

@@ -347,9 +347,7 @@ def test_a_dry_run_refuses_what_a_search_refuses(task_file: Path, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def searched(
-    linear_file: Path, bits_file: Path, tmp_path_factory: pytest.TempPathFactory, _patterns_once: None
-) -> tuple[Path, searches.Outcome]:
+def searched(linear_file: Path, bits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, searches.Outcome]:
     """A search of three policies, its output as JSON."""
     out = tmp_path_factory.mktemp("searched") / "run"
     with pytest.MonkeyPatch.context() as patch:

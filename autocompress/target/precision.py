@@ -7,10 +7,7 @@ channel (a folded batch norm), so the steps are read from the graph and the code
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from autocompress.data import Inputs
 from autocompress.errors import ConversionError
 from autocompress.policy import Policy
 from autocompress.target.binary import binarize, obstacle
-from autocompress.target.evaluate import feed
+from autocompress.target.calibration import quantize_activations
 from autocompress.target.grid_nodes import Range, coarse_quantizer, grid_constant, quantizer_in_front, range_of
 from autocompress.target.uneven_bias import make_bias_uneven
 
@@ -116,7 +113,7 @@ def place_precision(
     model = converted.model.clone()
     if any(policy.layer(name).is_integer for name in heavy):
         _put_constants_second(model)
-        model = _quantize_activations(model, samples, _float_names(converted, policy), correct_bias)
+        model = quantize_activations(model, samples, _float_names(converted, policy), correct_bias)
     writer = _Writer(converted, policy, frozenset(wide), compact)
     for name, nodes in heavy_nodes(model).items():
         if name in weights:
@@ -155,60 +152,6 @@ def save(model: ov.Model, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_suffix(".bin").unlink(missing_ok=True)
-
-
-def _quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_nodes: list[str], correct_bias: bool) -> ov.Model:
-    """NNCF's placement and calibration. Its progress bars are kept off the user's screen."""
-    import nncf  # takes 3 s, and only models with an integer layer need it
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    dataset = nncf.Dataset([_positional(model, sample) for sample in samples])
-    advanced = nncf.AdvancedQuantizationParameters(
-        disable_bias_correction=not correct_bias,
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(
-            convolution=-1, matmul=-1
-        ),  # it would move weights off their grids
-    )
-    try:
-        with _without_bars(), _squeeze_and_excite_too():
-            return nncf.quantize(
-                model.clone(),
-                dataset,
-                subset_size=len(samples),
-                ignored_scope=nncf.IgnoredScope(names=float_nodes),
-                advanced_parameters=advanced,
-            )
-    except Exception as error:
-        raise ConversionError(f"NNCF cannot quantize this model: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """NNCF draws its bars on rich's own console, in a terminal as in a notebook."""
-    import rich  # comes with nncf
-
-    console = rich.get_console()
-    shown = console.__dict__
-    rich.reconfigure(file=io.StringIO(), force_jupyter=False)
-    try:
-        yield
-    finally:
-        console.__dict__ = shown
-
-
-@contextlib.contextmanager
-def _squeeze_and_excite_too() -> Iterator[None]:
-    """NNCF leaves squeeze-and-excite blocks in float on its own; here the policy decides."""
-    from nncf.common.graph.patterns.patterns import IgnoredPatternNames
-    from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
-
-    patterns, name = OPENVINO_IGNORED_PATTERNS.registry_dict, IgnoredPatternNames.SE_BLOCK
-    pattern = patterns.pop(name, None)
-    try:
-        yield
-    finally:
-        if pattern is not None:
-            patterns[name] = pattern
 
 
 @dataclass(frozen=True)
@@ -339,10 +282,6 @@ def _put_constants_second(model: ov.Model) -> None:
         product.set_friendly_name(node.get_friendly_name())
         for consumer in node.output(0).get_target_inputs():
             consumer.replace_source_output(turned.output(0))
-
-
-def _positional(model: ov.Model, sample: Inputs) -> dict[str, NDArray[np.generic]]:
-    return {model.inputs[i].get_any_name(): array for i, array in feed(model, sample).items()}
 
 
 def _is_constant(value: ov.Output) -> bool:

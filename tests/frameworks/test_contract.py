@@ -162,7 +162,7 @@ class KerasCases:
         return lambda targets, outputs: outputs * float("nan")
 
     def outputs(self, model: Any, inputs: Inputs) -> list[NDArray[Any]]:
-        from autocompress.frameworks.keras.calls import predicted
+        from autocompress.frameworks.keras.resting import predicted
 
         return predicted(model, [inputs])
 
@@ -395,7 +395,6 @@ def both_outputs(cases: Cases, task: ac.Task, candidate: Candidate, count: int) 
     return simulated, found[0] if isinstance(found, tuple) else found
 
 
-@pytest.mark.usefixtures("_patterns_once")
 @pytest.mark.parametrize("kind", ["conv", "mlp", "separable", "two inputs", "regression"])
 def test_the_deployed_outputs_are_those_of_the_simulation(cases: Cases, kind: str) -> None:
     task = cases.task(kind)
@@ -406,7 +405,6 @@ def test_the_deployed_outputs_are_those_of_the_simulation(cases: Cases, kind: st
     assert np.abs(simulated - real).mean() <= 0.02 * np.ptp(simulated)
 
 
-@pytest.mark.usefixtures("_patterns_once")
 def test_training_starts_from_the_ranges_that_are_deployed_without_training(cases: Cases) -> None:
     task = cases.task("mlp")
     layers = cases.framework.inspect(task).layers
@@ -418,7 +416,6 @@ def test_training_starts_from_the_ranges_that_are_deployed_without_training(case
     assert np.abs(simulated - real).mean() <= 0.01 * np.ptp(real)
 
 
-@pytest.mark.usefixtures("_patterns_once")
 def test_a_chain_of_all_methods_is_deployed_as_it_was_trained(cases: Cases) -> None:
     task = cases.trained_task(learning_rate=1e-2)
     structure = cases.framework.inspect(task)
@@ -439,7 +436,6 @@ def test_a_chain_of_all_methods_is_deployed_as_it_was_trained(cases: Cases) -> N
     assert (real.argmax(1) == to_numpy(task.valid[1])).mean() >= 0.8
 
 
-@pytest.mark.usefixtures("_patterns_once")
 @pytest.mark.parametrize("bits", ["float", 8, 4])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_zeros_stay_zeros_in_the_ir(cases: Cases, bits: int | str, pattern: str, tmp_path: Path) -> None:

@@ -87,7 +87,6 @@ def test_a_network_without_sequences_is_left_as_it_is() -> None:
     assert as_images(model, {})[0] is model
 
 
-@pytest.mark.usefixtures("_patterns_once")
 def test_every_layer_gets_an_integer_kernel_and_codes_of_its_shape() -> None:
     stack = [layers.Conv1D(16, 3, activation="relu"), layers.BatchNormalization(), layers.Conv1D(16, 3, dilation_rate=2)]
     stack += [layers.ReLU(), layers.DepthwiseConv1D(3, activation="relu"), layers.SeparableConv1D(24, 3, activation="relu")]

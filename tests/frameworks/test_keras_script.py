@@ -18,8 +18,8 @@ keras_models = pytest.importorskip("keras_models")
 import autocompress as ac  # noqa: E402
 from autocompress.errors import BundleError, ConfigError, TaskError  # noqa: E402
 from autocompress.frameworks.base import TuneSettings  # noqa: E402
-from autocompress.frameworks.keras.calls import predicted  # noqa: E402
 from autocompress.frameworks.keras.framework import KerasFramework  # noqa: E402
+from autocompress.frameworks.keras.resting import predicted  # noqa: E402
 
 POLICY = {"pruning": {"conv1": 0.5}, "layers": {"conv2": {"weights": 4, "activations": 8, "sparsity": 0.5}}}
 
@@ -29,7 +29,6 @@ def images(count: int = 64) -> tuple[Any, Any]:
     return inputs[:count], classes[:count]
 
 
-@pytest.mark.usefixtures("_patterns_once")
 def test_a_model_is_prepared_trained_by_fit_exported_and_loaded_again(tmp_path: Path) -> None:
     original = keras_models.build("conv")
     before = [weight.copy() for weight in original.get_weights()]
@@ -113,13 +112,12 @@ def test_an_unsupported_backend_is_refused(backend: str) -> None:
     assert "tensorflow, torch, jax; got openvino" in found
 
 
-@pytest.mark.usefixtures("_patterns_once")
 def test_models_of_the_torch_backend_are_trained_and_converted() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "import keras_models as models, numpy as np, openvino as ov, autocompress as ac\n"
         "from autocompress.frameworks.base import TuneSettings\n"
-        "from autocompress.frameworks.keras.calls import predicted\n"
+        "from autocompress.frameworks.keras.resting import predicted\n"
         "from autocompress.frameworks.keras.framework import KerasFramework\n"
         "task, framework = models.small_task(models.build('conv')), KerasFramework()\n"
         "policy = ac.Policy({}, {name: ac.LayerPolicy(4, sparsity=0.5) for name in ('conv1', 'conv2')})\n"

@@ -15,10 +15,11 @@ keras_models = pytest.importorskip("keras_models")
 import autocompress as ac  # noqa: E402
 from autocompress.data import MERGED  # noqa: E402
 from autocompress.frameworks.keras import reestimate  # noqa: E402
-from autocompress.frameworks.keras.calls import call, predicted  # noqa: E402
+from autocompress.frameworks.keras.calls import call  # noqa: E402
 from autocompress.frameworks.keras.graph import functional, heavy_layers  # noqa: E402
 from autocompress.frameworks.keras.inputs import SimulatedInput  # noqa: E402
 from autocompress.frameworks.keras.kernels import kernel_axes  # noqa: E402
+from autocompress.frameworks.keras.resting import predicted  # noqa: E402
 from autocompress.frameworks.keras.simulate import Simulated, input_ranges, set_progress, settle, simulate  # noqa: E402
 from autocompress.frameworks.keras.weights import SimulatedWeight  # noqa: E402
 from autocompress.frameworks.torch.inputs import SimulatedInput as TorchInput  # noqa: E402

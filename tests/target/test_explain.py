@@ -368,7 +368,6 @@ class Network(nn.Module):
         return self.fc(torch.relu(x + self.project(wide * scale)).mean((2, 3)))
 
 
-@pytest.mark.usefixtures("_patterns_once")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_network_is_healthy_in_float_and_after_post_training_quantization() -> None:
     import nncf

@@ -28,8 +28,6 @@ from autocompress.target.runtime import compile_model
 from autocompress.task import Task
 from autocompress.trial import Workbench
 
-pytestmark = pytest.mark.usefixtures("_patterns_once")
-
 FRAMEWORK = TorchFramework()
 F32 = Target(precision="f32")
 BITS = [8, 7, 4, 3, 2, 1]

@@ -21,8 +21,6 @@ from autocompress.target.executed import Kernel, kernels
 from autocompress.target.precision import Converted, LayerGrid, place_precision, save
 from autocompress.target.runtime import compile_model
 
-pytestmark = pytest.mark.usefixtures("_patterns_once")
-
 Array = NDArray[Any]
 FRAMEWORK = TorchFramework()
 F32 = Target(precision="f32")

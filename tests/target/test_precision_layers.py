@@ -21,8 +21,6 @@ from autocompress.target.executed import kernels
 from autocompress.target.precision import Converted, LayerGrid, heavy_nodes, place_precision, weight_port
 from autocompress.target.runtime import compile_model
 
-pytestmark = pytest.mark.usefixtures("_patterns_once")
-
 Array = NDArray[np.float32]
 F32 = Target(precision="f32")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.data import Inputs, map_arrays, merged, to_numpy
+from autocompress.data import Inputs, map_arrays, to_numpy
 from autocompress.errors import TaskError
 from autocompress.frameworks.keras.nodes import as_argument
 from autocompress.task import Task
@@ -27,13 +27,6 @@ def call(model: keras.Model, inputs: Inputs) -> Any:
 def outputs_of(value: Any) -> list[Any]:
     """The tensors of an output in the model's order."""
     return list(keras.tree.flatten(value))
-
-
-def predicted(model: keras.Model, batches: Iterable[Inputs]) -> list[NDArray[Any]]:
-    """The outputs for batches of inputs, in order."""
-    given = merged(arrays(inputs) for inputs in batches)
-    found = [[keras.ops.convert_to_numpy(output) for output in outputs_of(call(model, inputs))] for inputs in given]
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def example_inputs(task: Task, batch: int) -> Inputs:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from autocompress.frameworks.base import Candidate
 from autocompress.frameworks.channels import Role, removed_slices
-from autocompress.frameworks.keras.calls import predicted
 from autocompress.frameworks.keras.elastic_layers import WIDTHS, ElasticInput, ElasticWeight, Lost
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
 from autocompress.frameworks.keras.kernels import kernel_axes, kernel_of
@@ -25,6 +24,7 @@ from autocompress.frameworks.keras.layer_rules import INPUTS
 from autocompress.frameworks.keras.layers import DEPTHWISE, einsum_places, layers_of
 from autocompress.frameworks.keras.prune import by_tensor, remove_channels, weights_by_name, what_remains
 from autocompress.frameworks.keras.pruning import Pruning
+from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.rules import channel_axis
 from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
 from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, can_be_thin, computes, open_sizes, places_of, whole

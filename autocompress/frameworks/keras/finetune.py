@@ -15,13 +15,14 @@ from autocompress.errors import DivergedError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
-from autocompress.frameworks.keras.calls import calls_replaced, predicted
+from autocompress.frameworks.keras.calls import calls_replaced
 from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.graph import rebuild
 from autocompress.frameworks.keras.losses import Objective, loss_of
 from autocompress.frameworks.keras.nodes import graph_of
 from autocompress.frameworks.keras.optimize import Rates, optimizer_of
 from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimate_batch_norm
+from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
 from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.task import Task

@@ -18,7 +18,7 @@ from autocompress.data import Inputs, as_prediction
 from autocompress.errors import TaskError
 from autocompress.frameworks.base import Candidate, Framework, Progress, SharedTraining, TuneSettings
 from autocompress.frameworks.keras.backends import converted
-from autocompress.frameworks.keras.calls import example_inputs, predicted, require_fitting
+from autocompress.frameworks.keras.calls import example_inputs, require_fitting
 from autocompress.frameworks.keras.finetune import fine_tune
 from autocompress.frameworks.keras.gradual import prune_gradually
 from autocompress.frameworks.keras.graph import functional, require_float32
@@ -30,6 +30,7 @@ from autocompress.frameworks.keras.optimize import pruned_rate
 from autocompress.frameworks.keras.prune import remove_channels
 from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.reestimate import reestimate, reestimate_as_trained
+from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.shared import ElasticTraining
 from autocompress.frameworks.keras.simulate import input_ranges, settle, simulate
 from autocompress.frameworks.keras.state import architecture, load_weights, save_weights

@@ -78,8 +78,11 @@ class SimulatedInput(keras.layers.Layer):
         return _range_of(value, self.bits)
 
     def _range_of_batches(self, value: Any) -> tuple[Any, Any]:
-        """The average range of the batches that a value brings together; a constant brings none."""
-        if self.together == 1 or value.shape[0] % self.together:
+        """The average range of the batches that a value brings together; a constant brings none.
+
+        With 8 bits that is the average over all samples.
+        """
+        if self.bits == 8 or self.together == 1 or value.shape[0] % self.together:
             return self.range_of(value)
         found = [self.range_of(part) for part in ops.split(value, self.together)]
         low, high = (sum(ends) / self.together for ends in zip(*found, strict=True))

@@ -13,16 +13,23 @@ from autocompress.data import Inputs, fitting, size_of, united
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
-from autocompress.frameworks.keras.fused import fused_norms
+from autocompress.frameworks.keras.resting import resting
 from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
+
+LARGE_BATCH = 32
+"""Samples of a batch whose own statistics are near those of all."""
 
 
 def reestimate(model: keras.Model, task: Task) -> None:
     """Take all of it anew, in place: statistics of what runs unquantized, then ranges.
 
     8 bits hardly move a statistic; where inputs have fewer, the statistics are taken once more with the inputs on their grids.
+    Where all have 8 and are calibrated with the training data, one pass gives both.
     """
+    if _one_pass_will_do(model, task):
+        reestimate_as_trained(model, task)
+        return
     quantizers = simulated_inputs(model).values()
     for quantizer in quantizers:
         quantizer.forget()
@@ -55,7 +62,7 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     quantizers = simulated_inputs(model).values()
     batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
     inputs = (arrays(batch.inputs) for batch in batches)
-    with calibrating(quantizers), fused_norms(model):
+    with calibrating(quantizers), resting(model):
         for parts in fitting(inputs, of_one_size=True):
             _call_together(model, parts)
 
@@ -71,7 +78,7 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
     momenta = [norm.momentum for norm in norms]
     batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
     seen = 0
-    with fused_norms(model), calls_replaced(norms, _in_training_mode):
+    with resting(model), calls_replaced(norms, _in_training_mode):
         for parts in fitting((batch.inputs for batch in batches), of_one_size=True):
             size = sum(map(size_of, parts))
             for norm in norms:
@@ -80,6 +87,14 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
             seen += size
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _one_pass_will_do(model: keras.Model, task: Task) -> bool:
+    """Are ranges that are observed behind a batch's own statistics like those behind the statistics of all?"""
+    train = task.splits["train"]
+    if task.calibration_split is not train or any(quantizer.bits < 8 for quantizer in simulated_inputs(model).values()):
+        return False
+    return next(train.batches()).size >= LARGE_BATCH
 
 
 def _call_together(model: keras.Model, parts: list[Inputs]) -> None:
