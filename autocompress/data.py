@@ -158,14 +158,17 @@ class Split:
             return sum(1 for _ in self.batches())
 
     @property
+    def first_size(self) -> int:
+        """Samples of the first batch, or of every whole one where that is known without reading it."""
+        if self.is_arrays:
+            return self.batch_size
+        size = getattr(self.source, "batch_size", None)  # a loader with a batch sampler does not know
+        return int(size) if size is not None else next(self.batches()).size
+
+    @property
     def comes_alone(self) -> bool:
         """True where the data come one sample at a time."""
-        if self.is_arrays:
-            return self.batch_size == 1
-        size = getattr(self.source, "batch_size", None)  # a loader with a batch sampler does not know
-        if size is not None:
-            return bool(size == 1)
-        return next(self.batches()).size == 1
+        return self.first_size == 1
 
     def digest(self) -> str:
         """A hash of every sample that does not depend on their order (a loader may shuffle)."""

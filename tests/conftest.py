@@ -71,19 +71,22 @@ def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def task_file(of_all_workers: Path) -> Path:
     """A task file: the trained residual net on 200 digits of each split."""
-    return searches.write_task(of_all_workers / "digits_task.py", "task = models.search_task()")
+    path = of_all_workers / "digits_task.py"
+    with FileLock(path.with_suffix(".lock")):
+        return path if path.exists() else searches.write_task(path, "task = models.search_task()")
 
 
 @pytest.fixture(scope="session")
 def finished(task_file: Path, of_all_workers: Path) -> Path:
     """The folder of a finished search, made once with the command line and measured on this machine. Copy it to change it."""
-    out = of_all_workers / "finished"
+    out, done = of_all_workers / "finished", of_all_workers / "finished.done"
     with FileLock(of_all_workers / "finished.lock"):
-        if not out.exists():
+        if not done.exists():
             config = searches.write_config(of_all_workers / "config.yaml", calibration_samples=20)
             options = ("--config", config, "--budget", "3x", "--trials", "2", "--max-accuracy-drop", "0.5", "--keep", "all")
             outcome = searches.cli("search", task_file, "--out", out, *options)
             assert outcome.code == 0, outcome.err
+            done.touch()
     return out
 
 

@@ -14,13 +14,35 @@ from numpy.typing import NDArray
 
 from autocompress.data import MERGED_ELEMENTS, Inputs
 from autocompress.errors import ConversionError
-from autocompress.target.evaluate import feed
+from autocompress.target.evaluate import feed, widened
 
 TOGETHER = 32
 """Samples of one call at most: with more, a small network's calibration takes no less time."""
-WITH_A_BODY = ("TensorIterator", "Loop", "If")
-"""Operations that hold a graph of their own."""
-
+SAMPLE_BY_SAMPLE = {
+    *("Parameter", "Constant", "Result", "Convert", "FakeQuantize", "MatMul", "BatchNormInference", "Softmax"),
+    *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"),
+    *("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Power", "Sqrt", "Abs", "Negative", "Exp", "Clamp"),
+    *(
+        "Relu",
+        "PRelu",
+        "Elu",
+        "Sigmoid",
+        "HSigmoid",
+        "HardSigmoid",
+        "Tanh",
+        "Swish",
+        "HSwish",
+        "Gelu",
+        "Mish",
+        "SoftPlus",
+        "Clamp",
+    ),
+    *("MaxPool", "AvgPool", "AdaptiveAvgPool", "ReduceMean", "ReduceMax", "ReduceSum", "Interpolate"),
+    *("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual", "LogicalAnd", "LogicalOr", "LogicalNot", "Select"),
+    *("Gather", "MVN", "ScaledDotProductAttention"),
+    *("Concat", "Pad", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "SpaceToDepth"),
+}
+"""Operations that treat the samples along their first axis one by one if their outputs have them there too; see `_may_mix`."""
 UNITING = ("get_full_hw_pattern_graph", "get_full_ignored_pattern_graph")
 """NNCF's functions that unite patterns."""
 
@@ -35,7 +57,7 @@ def quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_nodes
 
     Args:
         model: the graph.
-        samples: inputs, each with the deployed batch size, from which the ranges are taken.
+        samples: inputs from which the ranges are taken; each has the deployed batch size and repeats one sample.
         float_nodes: names of the nodes that stay in float.
         correct_bias: let NNCF shift biases.
 
@@ -43,15 +65,16 @@ def quantize_activations(model: ov.Model, samples: Sequence[Inputs], float_nodes
         ConversionError: NNCF refuses the graph.
     """
     given = [_named(model, sample) for sample in samples]
-    count = 1 if correct_bias else _samples_together(given)  # it corrects biases by what single samples give
+    count = 1 if correct_bias else _calls_in_one(given)  # NNCF corrects biases by what single samples give
     wide = _for_many(model, count) if count > 1 else None
+    if wide is not None:
+        with contextlib.suppress(Exception):  # whatever it was, sample by sample it may be otherwise
+            batches = [_joined(given[first : first + count]) for first in range(0, len(given), count)]
+            quantized = _quantized(wide, batches, float_nodes, correct_bias, of_many=True)
+            quantized.reshape({port.get_any_name(): port.partial_shape for port in model.inputs})
+            return quantized
     try:
-        if wide is None:
-            return _quantized(model.clone(), given, float_nodes, correct_bias)
-        batches = [_joined(given[first : first + count]) for first in range(0, len(given), count)]
-        quantized = _quantized(wide, batches, float_nodes, correct_bias, of_many=True)
-        quantized.reshape({port.get_any_name(): port.partial_shape for port in model.inputs})
-        return quantized
+        return _quantized(model.clone(), given, float_nodes, correct_bias)
     except Exception as error:
         raise ConversionError(f"NNCF cannot quantize this model: {type(error).__name__}: {error}") from error
 
@@ -72,9 +95,9 @@ def _quantized(
         return nncf.quantize(model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, advanced_parameters=advanced)
 
 
-def _samples_together(samples: Sequence[Named]) -> int:
-    """How many samples a call takes; all calls take as many."""
-    most = min(TOGETHER, MERGED_ELEMENTS // max(array.size for array in samples[0].values()))
+def _calls_in_one(samples: Sequence[Named]) -> int:
+    """How many inputs a call takes; all calls take as many."""
+    most = min(TOGETHER, MERGED_ELEMENTS // max(1, *(array.size for array in samples[0].values())))
     return next((count for count in range(most, 1, -1) if len(samples) % count == 0), 1)
 
 
@@ -84,14 +107,14 @@ def _joined(samples: Sequence[Named]) -> Named:
 
 def _for_many(model: ov.Model, count: int) -> ov.Model | None:
     """A copy of a static graph that takes `count` times as many samples; None where they may not stay apart."""
-    if model.is_dynamic() or any(not port.shape for port in model.inputs):
+    kinds = {op.get_type_name() for op in model.get_ops()}
+    if model.is_dynamic() or not kinds <= SAMPLE_BY_SAMPLE or any(not port.shape for port in model.inputs):
         return None
-    wide = model.clone()
     try:
-        wide.reshape({port.get_any_name(): [count * port.shape[0], *list(port.shape)[1:]] for port in model.inputs})
+        wide = widened(model, count)
     except RuntimeError:  # a graph may be made for one batch size
         return None
-    return None if wide.is_dynamic() or not _stay_apart(model, wide, count) else wide
+    return wide if not wide.is_dynamic() and _stay_apart(model, wide, count) else None
 
 
 def _stay_apart(model: ov.Model, wide: ov.Model, count: int) -> bool:
@@ -102,11 +125,12 @@ def _stay_apart(model: ov.Model, wide: ov.Model, count: int) -> bool:
     batch = model.inputs[0].shape[0]
     depending: set[int] = set()
     for op, wide_op in zip(ops, wide_ops, strict=True):
-        if op.get_type_name() in WITH_A_BODY:
-            return False
-        depends = _depends(op, depending)
+        read = [value for value in op.input_values() if value.get_node().get_instance_id() in depending]
+        depends = bool(read) or op.get_type_name() == "Parameter"
         if depends:
             depending.add(op.get_instance_id())
+        if _may_mix(op, [len(value.shape) for value in read]):
+            return False
         for one, many in zip((list(value.shape) for value in op.outputs()), wide_op.outputs(), strict=True):
             expected = [count * batch, *one[1:]] if depends else one
             if list(many.shape) != expected or (depends and one[0] != batch):
@@ -114,11 +138,16 @@ def _stay_apart(model: ov.Model, wide: ov.Model, count: int) -> bool:
     return True
 
 
-def _depends(op: ov.Node, depending: set[int]) -> bool:
-    """Does an operation compute with the samples, as some before it do? Shapes are the same for all of them."""
-    if op.get_type_name() in ("Parameter", "ShapeOf"):
-        return bool(op.get_type_name() == "Parameter")
-    return any(value.get_node().get_instance_id() in depending for value in op.input_values())
+def _may_mix(op: ov.Node, ranks: Sequence[int]) -> bool:
+    """Whether an operation that reads values of some ranks, which depend on the samples, might see one's beside another's."""
+    kind = op.get_type_name()
+    if len(set(ranks)) > 1:  # the first axis of the lower one meets another axis
+        return True
+    if kind == "Gather":
+        return len(ranks) > 1  # samples say which samples
+    if kind == "Softmax":
+        return bool(ranks) and op.get_attributes()["axis"] in (0, -ranks[0])
+    return kind == "MVN" and bool(ranks) and bool({0, -ranks[0]} & set(op.input_value(1).get_node().data.ravel().tolist()))
 
 
 def _name_and_kind(op: ov.Node) -> tuple[str, str]:
@@ -149,27 +178,27 @@ def _own_patterns() -> Iterator[None]:
     from nncf.common.graph.patterns.patterns import IgnoredPatternNames
     from nncf.openvino.quantization.ignored_patterns import OPENVINO_IGNORED_PATTERNS
 
-    patterns, name = OPENVINO_IGNORED_PATTERNS.registry_dict, IgnoredPatternNames.SE_BLOCK
-    pattern = patterns.pop(name, None)
-    originals = {function: vars(PatternsManager)[function] for function in UNITING}
-    for function, original in originals.items():
-        setattr(PatternsManager, function, staticmethod(_kept(function, original)))
+    patterns, left_out = OPENVINO_IGNORED_PATTERNS.registry_dict, IgnoredPatternNames.SE_BLOCK
+    uniting = {name: vars(PatternsManager)[name] for name in UNITING if name in vars(PatternsManager)}
+    pattern = patterns.pop(left_out, None)
     try:
+        for name in uniting:
+            setattr(PatternsManager, name, staticmethod(_kept(getattr(PatternsManager, name))))
         yield
     finally:
-        for function, original in originals.items():
-            setattr(PatternsManager, function, original)
+        for name, original in uniting.items():
+            setattr(PatternsManager, name, original)
         if pattern is not None:
-            patterns[name] = pattern
+            patterns[left_out] = pattern
 
 
-def _kept(name: str, original: Any) -> Callable[..., Any]:
+def _kept(uniting: Callable[..., Any]) -> Callable[..., Any]:
     """NNCF's function, called once for every choice of arguments."""
 
     def called(*arguments: Any, **named: Any) -> Any:
-        key = name, arguments, tuple(named.items())
+        key = uniting, arguments, tuple(named.items())
         if key not in _united:
-            _united[key] = original.__func__(*arguments, **named)
+            _united[key] = uniting(*arguments, **named)
         return _united[key]
 
     return called

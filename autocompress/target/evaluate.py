@@ -42,13 +42,23 @@ def _for_many(model: ov.Model | Path, compiled: ov.CompiledModel, target: Target
         return None
     size = most // deployed * deployed
     try:
-        larger = core().read_model(model) if isinstance(model, Path) else model.clone()
-        larger.reshape({port: [size // deployed * port.shape[0], *list(port.shape)[1:]] for port in larger.inputs})
-        wide = compile_for_scoring(larger, target)
+        single = core().read_model(model) if isinstance(model, Path) else model
+        wide = compile_for_scoring(widened(single, size // deployed), target)
         before, after = (predict(one, rebatched(iter([first]), batch_size(one))) for one in (compiled, wide))
     except (RuntimeError, TargetError):  # a graph may be made for one batch size
         return None
     return wide if differ_by_rounding(before, after) else None
+
+
+def widened(model: ov.Model, times: int) -> ov.Model:
+    """A copy of a static graph whose inputs hold so many times as many samples.
+
+    Raises:
+        RuntimeError: the graph was made for its batch size.
+    """
+    wide = model.clone()
+    wide.reshape({port: [times * port.shape[0], *list(port.shape)[1:]] for port in wide.inputs})
+    return wide
 
 
 def differ_by_rounding(before: Any, after: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import models
@@ -73,24 +74,60 @@ def two_inputs() -> ac.Task:
     return models.small_task(models.seeded(models.TwoInputs), train=data, valid=data)
 
 
-def graph(kind: str) -> ov.Model:
-    """A linear layer on (1, 4, 8), behind an operation after which the first axis is not that of the samples."""
-    value = ops.parameter([1, 4, 8], np.float32, name="x")
-    before, after = {
-        "windows": (ops.reshape(value, [2, 2, 8], False), [1, -1]),
-        "rows": (ops.reshape(value, [4, 8], False), [1, -1]),
-        "transposed": (ops.transpose(value, [1, 0, 2]), [1, -1]),
-        "mean over samples": (ops.subtract(value, ops.reduce_mean(value, ops.constant([0]), True)), [1, -1]),
-    }[kind]
+def linear(value: Any) -> Any:
+    """A matrix product with a constant that has 8 rows."""
     weight = ops.constant(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32))
-    return ov.Model([ops.reshape(ops.relu(ops.matmul(before, weight, False, False)), after, False)], [value], kind)
+    return ops.relu(ops.matmul(value, weight, False, False))
 
 
-@pytest.mark.parametrize("kind", ["windows", "rows", "transposed", "mean over samples"])
+FIRST = ops.constant(np.int64(0))
+MIXING: dict[str, Callable[[Any], Any]] = {
+    "windows": lambda value: ops.reshape(value, [2, 3, 8], False),
+    "rows": lambda value: ops.reshape(value, [SAMPLES, 8], False),
+    "transposed": lambda value: ops.transpose(value, [1, 0, 2]),
+    "mean over samples": lambda value: ops.subtract(value, ops.reduce_mean(value, FIRST, True)),
+    "softmax over samples": lambda value: ops.softmax(value, 0),
+    "norm over samples": lambda value: ops.mvn(value, ops.constant(np.array([0, 2])), True, 1e-6, "inside_sqrt"),
+    "sum over samples": lambda value: ops.cumsum(value, FIRST),
+    "samples by samples": lambda value: ops.gather(value, ops.convert(ops.reduce_mean(value, [1, 2], False), "i64"), FIRST),
+    "how many there are": lambda value: ops.divide(value, ops.convert(ops.gather(ops.shape_of(value), FIRST, FIRST), "f32")),
+    "another rank": lambda value: ops.add(value, ops.reduce_mean(value, [1], False)),
+}
+"""What is done to (1, 6, 8), after which samples are not one behind the other, or not by themselves."""
+
+
+@pytest.mark.parametrize("kind", MIXING)
 def test_samples_that_do_not_stay_apart_are_run_one_by_one(kind: str, calls: list[int]) -> None:
-    model = graph(kind)
+    value = ops.parameter([1, SAMPLES, 8], np.float32, name="x")
+    model = ov.Model([linear(MIXING[kind](value))], [value], kind)
     quantize_activations(model, samples_of(model), [], correct_bias=False)
     assert calls == [SAMPLES]
+
+
+def test_attention_is_quantized_as_it_is_by_single_samples(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    value = ops.parameter([1, 4, 8], np.float32, name="x")
+    scores = ops.softmax(ops.matmul(value, value, False, True), -1)
+    model = ov.Model([linear(ops.matmul(scores, value, False, False))], [value], "attention")
+    together = quantize_activations(model, samples_of(model), [], correct_bias=False)
+    monkeypatch.setattr(calibration, "TOGETHER", 1)
+    assert_same(together, quantize_activations(model, samples_of(model), [], correct_bias=False))
+    assert calls == [1, SAMPLES]
+
+
+def test_what_fails_with_many_samples_is_quantized_by_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized, tried = calibration._quantized, []
+
+    def failing(model: Any, data: Any, *arguments: Any, of_many: bool = False) -> Any:
+        tried.append(of_many)
+        if of_many:
+            raise RuntimeError
+        return quantized(model, data, *arguments)
+
+    monkeypatch.setattr(calibration, "_quantized", failing)
+    value = ops.parameter([1, 4, 8], np.float32, name="x")
+    model = ov.Model([linear(value)], [value], "plain")
+    assert "FakeQuantize" in {op.get_type_name() for op in quantize_activations(model, samples_of(model), [], False).get_ops()}
+    assert tried == [True, False]
 
 
 def test_biases_are_corrected_by_single_samples(calls: list[int]) -> None:
@@ -101,8 +138,8 @@ def test_biases_are_corrected_by_single_samples(calls: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "together"), [(300, 784, 30), (7, 784, 7), (37, 784, 1), (12, 50_000, 4), (8, 300_000, 1)]
+    ("count", "size", "together"), [(300, 784, 30), (7, 784, 7), (37, 784, 1), (12, 50_000, 4), (8, 300_000, 1), (4, 0, 4)]
 )
 def test_all_calls_take_as_many_samples_as_fit(count: int, size: int, together: int) -> None:
     samples = [{"x": np.zeros((1, size), np.float32)}] * count
-    assert calibration._samples_together(samples) == together
+    assert calibration._calls_in_one(samples) == together

@@ -1,4 +1,4 @@
-"""Batch norms by TensorFlow's own operation, where a model is trained or its statistics are taken.
+"""Batch norms by TensorFlow's own operation, where a model is trained, or called with whole batches.
 
 Keras computes them from means, squares and sums, each of which goes through all of the data and is kept for the gradient. On a
 CPU that is a seventh of a ResNet-8's step.

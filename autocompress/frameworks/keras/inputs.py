@@ -80,7 +80,7 @@ class SimulatedInput(keras.layers.Layer):
     def _range_of_batches(self, value: Any) -> tuple[Any, Any]:
         """The average range of the batches that a value brings together; a constant brings none.
 
-        With 8 bits that is the average over all samples.
+        With 8 bits it is an average over samples, of whatever batch.
         """
         if self.bits == 8 or self.together == 1 or value.shape[0] % self.together:
             return self.range_of(value)

@@ -91,10 +91,10 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
 
 def _one_pass_will_do(model: keras.Model, task: Task) -> bool:
     """Are ranges that are observed behind a batch's own statistics like those behind the statistics of all?"""
-    train = task.splits["train"]
-    if task.calibration_split is not train or any(quantizer.bits < 8 for quantizer in simulated_inputs(model).values()):
+    quantizers, train = simulated_inputs(model).values(), task.splits["train"]
+    if not quantizers or any(quantizer.bits < 8 for quantizer in quantizers) or task.calibration_split is not train:
         return False
-    return next(train.batches()).size >= LARGE_BATCH
+    return any(norm.trainable for norm in batch_norms(model)) and train.first_size >= LARGE_BATCH
 
 
 def _call_together(model: keras.Model, parts: list[Inputs]) -> None:
