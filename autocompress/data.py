@@ -163,7 +163,7 @@ class Split:
         if self.is_arrays:
             return self.batch_size
         size = getattr(self.source, "batch_size", None)  # a loader with a batch sampler does not know
-        return int(size) if size is not None else next(self.batches()).size
+        return size if isinstance(size, int) else next(self.batches()).size
 
     @property
     def comes_alone(self) -> bool:

@@ -22,21 +22,7 @@ SAMPLE_BY_SAMPLE = {
     *("Parameter", "Constant", "Result", "Convert", "FakeQuantize", "MatMul", "BatchNormInference", "Softmax"),
     *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"),
     *("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Power", "Sqrt", "Abs", "Negative", "Exp", "Clamp"),
-    *(
-        "Relu",
-        "PRelu",
-        "Elu",
-        "Sigmoid",
-        "HSigmoid",
-        "HardSigmoid",
-        "Tanh",
-        "Swish",
-        "HSwish",
-        "Gelu",
-        "Mish",
-        "SoftPlus",
-        "Clamp",
-    ),
+    *("Relu", "PRelu", "Elu", "Sigmoid", "HSigmoid", "HardSigmoid", "Tanh", "Swish", "HSwish", "Gelu", "Mish", "SoftPlus"),
     *("MaxPool", "AvgPool", "AdaptiveAvgPool", "ReduceMean", "ReduceMax", "ReduceSum", "Interpolate"),
     *("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual", "LogicalAnd", "LogicalOr", "LogicalNot", "Select"),
     *("Gather", "MVN", "ScaledDotProductAttention"),
@@ -145,9 +131,16 @@ def _may_mix(op: ov.Node, ranks: Sequence[int]) -> bool:
         return True
     if kind == "Gather":
         return len(ranks) > 1  # samples say which samples
-    if kind == "Softmax":
-        return bool(ranks) and op.get_attributes()["axis"] in (0, -ranks[0])
-    return kind == "MVN" and bool(ranks) and bool({0, -ranks[0]} & set(op.input_value(1).get_node().data.ravel().tolist()))
+    if not ranks or kind not in ("Softmax", "MVN"):
+        return False
+    axes = [op.get_attributes()["axis"]] if kind == "Softmax" else _constant(op.input_value(1))
+    return axes is None or not {0, -ranks[0]}.isdisjoint(axes)
+
+
+def _constant(value: ov.Output) -> list[int] | None:
+    """Whole numbers; None where they are computed."""
+    node = value.get_node()
+    return node.data.ravel().tolist() if node.get_type_name() == "Constant" else None
 
 
 def _name_and_kind(op: ov.Node) -> tuple[str, str]:
