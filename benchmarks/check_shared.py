@@ -9,6 +9,9 @@ Accuracies are those of the simulation on the validation data, seconds are CPU s
 (8-bit weights), `deep` (up to 7/8 of the channels may go), `branches` (whole ones may go too), `bits84` and `bits842` (a width
 for each layer).
 
+With the stage `long` the policies are also tuned for 20 epochs each, as the models of a front are in the end, and both ways are
+ranked beside that: what a search wants to know is the accuracy of the model that it gives back.
+
 Every result is kept in `runs/check_shared/` as soon as it is there, so that a run can be cut off anywhere and started again; a
 row for each policy is written to `NAME-SPACE.csv` beside it. Ends with exit code 1 if a bound is broken: inherited at least as
 accurate on average as tuned, in at most 1/3 of the seconds (the mean of both seeds); with one epoch at least 0.3 points better in
@@ -69,9 +72,11 @@ SPACES = {
     }.items()
 }
 STAGES = ("shared", "inherited", "each", "short", "again")
+LONG = "long"
+"""A stage on request."""
 TOGETHER = 8
 """Policies of which each way is taken before the next."""
-EACH_EPOCHS, SHORT_EPOCHS = 3, 1
+EACH_EPOCHS, SHORT_EPOCHS, LONG_EPOCHS = 3, 1, 20
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
 
 
@@ -104,7 +109,8 @@ class Comparison:
     def _ways(self, training: SharedTraining | None) -> dict[str, Callable[[ac.Policy], Candidate]]:
         """How a policy becomes a candidate."""
         ways: dict[str, Callable[[ac.Policy], Candidate]] = {
-            key: partial(self._tuned_alone, seed) for seed, key in enumerate(("each", "again"))
+            key: partial(self._tuned_alone, epochs, seed)
+            for key, epochs, seed in (("each", EACH_EPOCHS, 0), ("again", EACH_EPOCHS, 1), (LONG, LONG_EPOCHS, 2))
         }
         if training is not None:
             ways["inherited"] = partial(self._inherited, training)
@@ -138,9 +144,9 @@ class Comparison:
         self._keep(key, [*self.results.get(key, []), {"score": score, "seconds": seconds}])
         print(f"  {key} {len(self.results[key])}: {score:.4f}, {seconds:.1f} s", flush=True)
 
-    def _tuned_alone(self, seed: int, policy: ac.Policy) -> Candidate:
+    def _tuned_alone(self, epochs: int, seed: int, policy: ac.Policy) -> Candidate:
         candidate = self.framework.compress(self.task, policy, "l2")
-        self.framework.fine_tune(self.task, candidate, self._settings(EACH_EPOCHS, seed), lambda _: None)
+        self.framework.fine_tune(self.task, candidate, self._settings(epochs, seed), lambda _: None)
         return candidate
 
     def _inherited(self, training: SharedTraining, policy: ac.Policy) -> Candidate:
@@ -174,6 +180,13 @@ class Comparison:
             alike = spearmanr(scores, [one["score"] for one in self.results["each"]]).statistic
             rows.append({"way": key, "mean": mean(scores), "seconds": before + sum(seconds), "spearman": alike})
         return rows
+
+    def as_in_the_end(self) -> str:
+        """How alike the ranks of each way are to those of a long training, over the policies that had one."""
+        scores = {key: [one["score"] for one in self.results[key]] for key in ("each", "again", "inherited", "short", LONG)}
+        tuned = scores.pop(LONG)
+        alike = (f"{key} {spearmanr(found[: len(tuned)], tuned).statistic:.2f}" for key, found in scores.items())
+        return f"ranks beside {LONG_EPOCHS} epochs each (mean {mean(tuned):.4f}, {len(tuned)} policies): {', '.join(alike)}"
 
     def broken(self) -> list[str]:
         """The bounds that are broken, in words."""
@@ -213,6 +226,8 @@ def main(names: list[str], space: str, policies: int, stages: list[str], out: Pa
         comparison.write_csv()
         for row in comparison.table():
             print(f"{row['way']:10} mean {row['mean']:.4f}  {row['seconds']:7.0f} s  ranks {row['spearman']:.2f}")
+        if LONG in comparison.results:
+            print(comparison.as_in_the_end())
         broken += [f"{name}: {words}" for words in comparison.broken()]
     print(*broken, sep="\n")
     return int(bool(broken))
@@ -223,7 +238,7 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS))
     parser.add_argument("--space", choices=SPACES, default="channels")
     parser.add_argument("--policies", type=int, default=40)
-    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="*", choices=(*STAGES, LONG), default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/check_shared")
     arguments = parser.parse_args()
     sys.exit(main(arguments.names, arguments.space, arguments.policies, arguments.stages, arguments.out))

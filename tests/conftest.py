@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import probed
 import pytest
@@ -13,11 +14,15 @@ import searches
 from filelock import FileLock
 from hypothesis import settings
 
+from autocompress import baselines
 from autocompress.device import Target
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Tiny models gain nothing from more threads, and on a busy machine waiting for a second one costs a hundredfold."""
 os.environ.setdefault("MPLBACKEND", "agg")
+
+ALL_RATIOS = baselines.UNIFORM_RATIOS
+"""Of a user's searches; most in tests have one."""
 
 settings.register_profile("autocompress", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("autocompress")
@@ -26,7 +31,10 @@ settings.load_profile("autocompress")
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """Searches in tests measure a model for at most a quarter of a second; a user's for two. Layers are timed twice."""
+    """Searches in tests measure a model for at most a quarter of a second; a user's for two. Layers are timed twice.
+
+    Candidates are compared with a single uniform baseline.
+    """
     from autocompress.target import layer_table, meter
 
     with pytest.MonkeyPatch.context() as patch:
@@ -34,6 +42,7 @@ def _short_measurements() -> Iterator[None]:
         patch.setattr(meter, "ROUND_SECONDS", 1e-3)
         patch.setattr(layer_table, "ROUNDS", 2)
         patch.setattr(layer_table, "MOST_GRAPHS", 12)
+        patch.setattr(baselines, "UNIFORM_RATIOS", (0.75,))
         yield
 
 
@@ -53,12 +62,6 @@ def _probed_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def steady_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies without noise, for tests in which a budget has to separate two models."""
     searches.steady_meter(monkeypatch)
-
-
-@pytest.fixture
-def one_uniform_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches in which it does not matter what the candidates are compared with."""
-    monkeypatch.setattr("autocompress.baselines.UNIFORM_RATIOS", (0.75,))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +87,8 @@ def finished(task_file: Path, of_all_workers: Path) -> Path:
         if not done.exists():
             config = searches.write_config(of_all_workers / "config.yaml", calibration_samples=20)
             options = ("--config", config, "--budget", "3x", "--trials", "2", "--max-accuracy-drop", "0.5", "--keep", "all")
-            outcome = searches.cli("search", task_file, "--out", out, *options)
+            with mock.patch.object(baselines, "UNIFORM_RATIOS", ALL_RATIOS):
+                outcome = searches.cli("search", task_file, "--out", out, *options)
             assert outcome.code == 0, outcome.err
             done.touch()
     return out

@@ -15,7 +15,7 @@ from autocompress.foresight import Foresight
 from autocompress.watch import Watcher
 
 SPACE = {"channel_step": 4, "pruning": [{"ratios": [0, 0.25, 0.5, 0.75]}], "precision": [{"weights": [8]}]}
-pytestmark = pytest.mark.usefixtures("steady_meter", "one_uniform_baseline")
+pytestmark = pytest.mark.usefixtures("steady_meter")
 
 
 class Loop:

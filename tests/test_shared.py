@@ -387,7 +387,7 @@ def test_few_candidates_are_tuned_each_by_itself(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "shared").exists()
 
 
-@pytest.mark.usefixtures("steady_meter", "one_uniform_baseline")
+@pytest.mark.usefixtures("steady_meter")
 def test_with_a_time_limit_auto_shares_only_where_the_front_is_not_trained(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("autocompress.sharing.PAYS_FROM", 2)
     monkeypatch.setattr("autocompress.sharing.MOST_TIME", 1.0)

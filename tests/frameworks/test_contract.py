@@ -520,8 +520,10 @@ def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:
     assert seen[-1] == 1.0
 
 
-@pytest.mark.parametrize("distillation", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", ["regression", "two outputs", "dict output", "named inputs"])
+@pytest.mark.parametrize(
+    ("kind", "distillation"),
+    [*(("regression", share) for share in (0.0, 0.5, 1.0)), ("two outputs", 1.0), ("dict output", 0.5), ("named inputs", 0.0)],
+)
 def test_fine_tuning_lowers_the_loss(cases: Cases, kind: str, distillation: float) -> None:
     task = cases.task(kind)
     candidate = compressed(cases, task, mixed_policy(cases, task))
