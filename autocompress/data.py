@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autocompress.errors import TaskError
 
 Inputs = tuple[Any, ...] | dict[str, Any]
-MERGED, MERGED_ELEMENTS = 5, 2**18
+MERGED, MERGED_ELEMENTS = 16, 2**19
 """Batches that are made one, at most, and elements of the largest array in it."""
 ENDLESS = -1
 """The cardinality of a `tf.data.Dataset` that repeats."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import keras_models
 import numpy as np
 import pytest
@@ -60,6 +63,62 @@ def test_nothing_stays_behind() -> None:
     with pytest.raises(KeyError), resting(model):
         raise KeyError
     assert not any("call" in vars(layer.weight) for layer in simulated_layers(model).values())
+    assert "_run_through_graph" not in vars(model)
+
+
+@dataclass
+class Tensors:
+    """Those that were made, and how many were still there at each call."""
+
+    made: list[weakref.ref[Any]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    def forget(self) -> None:
+        self.made.clear()
+        self.alive.clear()
+
+
+class Watched(keras.layers.Layer):
+    """Passes on a new tensor."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def call(self, inputs: Any) -> Any:
+        outputs = inputs + 1.0
+        if not isinstance(outputs, keras.KerasTensor):
+            self.tensors.alive.append(sum(one() is not None for one in self.tensors.made))
+            self.tensors.made.append(weakref.ref(outputs))
+        return outputs
+
+
+def chain(tensors: Tensors) -> keras.Model:
+    """Five calls after each other, the middle three in a model of their own; the first's output is wanted at the end."""
+    inner = keras.Input((4,))
+    value = inner
+    for _ in range(3):
+        value = Watched(tensors)(value)
+    nested = keras.Model(inner, value)
+    outer = keras.Input((4,))
+    first = Watched(tensors)(outer)
+    last = Watched(tensors)(nested(first))
+    return keras.Model(outer, {"first": first, "sum": keras.layers.Add()([first, last]), "input": outer})
+
+
+def test_a_tensor_is_given_up_after_its_last_use() -> None:
+    tensors, images = Tensors(), (np.ones((2, 4), np.float32),)
+    model = chain(tensors)
+    tensors.forget()
+    call(model, images)
+    assert len(tensors.alive) == 5
+    assert max(tensors.alive) > 2
+    tensors.forget()
+    with resting(model):
+        found = call(model, images)
+    assert max(tensors.alive) == 2  # what is wanted at the end, and the input of the call
+    for name, expected in (("first", 2.0), ("sum", 8.0), ("input", 1.0)):
+        np.testing.assert_array_equal(found[name], np.full((2, 4), expected))
 
 
 @pytest.mark.parametrize(

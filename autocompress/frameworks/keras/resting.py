@@ -1,9 +1,10 @@
-"""A model that is not being trained: what is the same for every batch is computed once."""
+"""A model that is not being trained: what is the same for every batch is computed once, and nothing is kept for long."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from autocompress.data import Inputs, merged
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced, outputs_of
 from autocompress.frameworks.keras.fused import fused_norms
+from autocompress.frameworks.keras.nodes import Values, filled, graph_of, is_graph, nodes_of
 from autocompress.frameworks.keras.simulate import simulated_layers
 
 
@@ -20,10 +22,11 @@ from autocompress.frameworks.keras.simulate import simulated_layers
 def resting(model: keras.Model) -> Iterator[None]:
     """Within it, a model that is called eagerly transforms each kernel once, and its batch norms are fused.
 
-    That is a quarter of what a pass of a simulated ResNet-8 over 250 images takes.
+    That is a quarter of what a pass of a simulated ResNet-8 over 250 images takes. What was computed is given up after its last
+    use, where Keras keeps it until the outputs are there.
     """
     weights = [layer.weight for layer in simulated_layers(model).values() if layer.weight is not None]
-    with fused_norms(model), calls_replaced(weights, _once):
+    with fused_norms(model), calls_replaced(weights, _once), _freeing(model):
         yield
 
 
@@ -45,3 +48,46 @@ def _once(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., 
         return found[0]
 
     return called
+
+
+@contextmanager
+def _freeing(model: keras.Model) -> Iterator[None]:
+    graphs = {id(graph): graph for graph in _graphs(model)}.values()
+    for graph in graphs:
+        object.__setattr__(graph, "_run_through_graph", partial(_run, graph, _last_uses(graph)))
+    try:
+        yield
+    finally:
+        for graph in graphs:
+            object.__delattr__(graph, "_run_through_graph")
+
+
+def _graphs(model: keras.Model) -> Iterator[keras.Model]:
+    """A graph and its nested ones, one for each call."""
+    yield graph_of(model)
+    for node in nodes_of(model):
+        if is_graph(node.operation):
+            yield from _graphs(node.operation)
+
+
+def _last_uses(graph: keras.Model) -> list[tuple[Any, list[int]]]:
+    """The calls of a graph in order, each with the tensors that nothing needs after it."""
+    needed = set(map(id, graph.outputs))
+    found: list[tuple[Any, list[int]]] = []
+    for node in reversed(nodes_of(graph)):
+        last = {id(tensor) for tensor in (*node.input_tensors, *node.outputs)} - needed
+        needed |= last
+        found.append((node, list(last)))
+    return found[::-1]
+
+
+def _run(graph: keras.Model, calls: list[tuple[Any, list[int]]], inputs: Any, operation_fn: Callable[..., Any]) -> Any:
+    """What Keras' method of this name does."""
+    values: Values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
+    for node, last in calls:
+        args, kwargs = filled(node, values)
+        outputs = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
+        values |= zip(map(id, node.outputs), outputs, strict=True)
+        for number in last:
+            del values[number]
+    return keras.tree.map_structure(lambda tensor: values[id(tensor)], graph.output)
