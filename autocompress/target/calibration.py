@@ -12,9 +12,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from autocompress.data import MERGED_ELEMENTS, Inputs
+from autocompress.data import Inputs
 from autocompress.errors import ConversionError
-from autocompress.target.evaluate import feed, widened
+from autocompress.target.evaluate import WIDENED_ELEMENTS, feed, widened
 
 TOGETHER = 32
 """Samples of one call at most: with more, a small network's calibration takes no less time."""
@@ -83,7 +83,7 @@ def _quantized(
 
 def _calls_in_one(samples: Sequence[Named]) -> int:
     """How many inputs a call takes; all calls take as many."""
-    most = min(TOGETHER, MERGED_ELEMENTS // max(1, *(array.size for array in samples[0].values())))
+    most = min(TOGETHER, WIDENED_ELEMENTS // max(1, *(array.size for array in samples[0].values())))
     return next((count for count in range(most, 1, -1) if len(samples) % count == 0), 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from autocompress.data import MERGED_ELEMENTS, Inputs, Split, as_prediction, elements_per_sample, join, rebatched
+from autocompress.data import Inputs, Split, as_prediction, elements_per_sample, join, rebatched
 from autocompress.device import Target
 from autocompress.errors import ConversionError, TargetError
 from autocompress.metrics import Metric
@@ -16,6 +16,8 @@ from autocompress.target.runtime import compile_for_scoring, core
 
 SCORED_TOGETHER = 32
 """Samples of one request at most; more took longer again."""
+WIDENED_ELEMENTS = 2**18
+"""Elements of the largest input of a widened graph at most."""
 SAME = 1e-4
 """Difference of two outputs, relative to the largest, that is rounding."""
 
@@ -37,7 +39,7 @@ def score(model: ov.Model | Path, target: Target, split: Split, metric: Metric) 
 def _for_many(model: ov.Model | Path, compiled: ov.CompiledModel, target: Target, split: Split) -> ov.CompiledModel | None:
     """The same model at a larger batch; None where that does not pay or its outputs are others."""
     first, deployed = next(split.numpy()), batch_size(compiled)
-    most = min(SCORED_TOGETHER, first.size, MERGED_ELEMENTS // elements_per_sample(first.inputs))
+    most = min(SCORED_TOGETHER, first.size, WIDENED_ELEMENTS // elements_per_sample(first.inputs))
     if most < 2 * deployed:
         return None
     size = most // deployed * deployed
