@@ -251,8 +251,9 @@ def merged(batches: Iterable[Inputs]) -> Iterator[Inputs]:
 def fitting(batches: Iterable[Inputs], *, of_one_size: bool = False) -> Iterator[list[Inputs]]:
     """Inputs, as many batches at a time as should be one; arrays in NumPy.
 
-    A call of a small model costs more than its arithmetic. Some batches together still take less memory than a training step on
-    one of them. Large inputs stay as they are, and so do batches that do not fit together.
+    A call of a small model costs more than its arithmetic. Where a call gives up what was used, some batches together take about
+    as much memory as a training step on one of them; less in a deep model, more where a few layers make much of little. Large
+    inputs stay as they are, and so do batches that do not fit together.
 
     Args:
         batches: one after the other.

@@ -71,12 +71,15 @@ SPACES = {
         "bits842": (RATIOS, [8, 4, 2]),
     }.items()
 }
-STAGES = ("shared", "inherited", "each", "short", "again")
+WAYS = ("each", "again", "inherited", "short")
+STAGES = ("shared", *WAYS)
 LONG = "long"
 """A stage on request."""
 TOGETHER = 8
 """Policies of which each way is taken before the next."""
 EACH_EPOCHS, SHORT_EPOCHS, LONG_EPOCHS = 3, 1, 20
+FEWEST_RANKS = 3
+"""Policies that are ranked."""
 SECONDS_SHARE, SHORT_SECONDS_SHARE, SHORT_GAIN, RANK_SLACK = 1 / 3, 0.6, 0.003, 0.15
 
 
@@ -175,7 +178,7 @@ class Comparison:
         """A row for each way."""
         shared = self.results["shared"]["seconds"]
         rows = []
-        for key, before in (("each", 0.0), ("again", 0.0), ("inherited", shared), ("short", shared)):
+        for key, before in zip(WAYS, (0.0, 0.0, shared, shared), strict=True):
             scores, seconds = ([one[field] for one in self.results[key]] for field in ("score", "seconds"))
             alike = spearmanr(scores, [one["score"] for one in self.results["each"]]).statistic
             rows.append({"way": key, "mean": mean(scores), "seconds": before + sum(seconds), "spearman": alike})
@@ -183,7 +186,7 @@ class Comparison:
 
     def as_in_the_end(self) -> str:
         """How alike the ranks of each way are to those of a long training, over the policies that had one."""
-        scores = {key: [one["score"] for one in self.results[key]] for key in ("each", "again", "inherited", "short", LONG)}
+        scores = {key: [one["score"] for one in self.results[key]] for key in (*WAYS, LONG)}
         tuned = scores.pop(LONG)
         alike = (f"{key} {spearmanr(found[: len(tuned)], tuned).statistic:.2f}" for key, found in scores.items())
         return f"ranks beside {LONG_EPOCHS} epochs each (mean {mean(tuned):.4f}, {len(tuned)} policies): {', '.join(alike)}"
@@ -204,13 +207,14 @@ class Comparison:
         return [words for words, is_broken in found.items() if is_broken]
 
     def write_csv(self) -> None:
-        """A row for each policy."""
-        keys = ("each", "again", "inherited", "short")
+        """A row for each policy; the last columns are empty where a policy had no long training."""
+        keys = WAYS + ((LONG,) if LONG in self.results else ())
         with self.path.with_suffix(".csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["policy", *(f"{key}_{field}" for key in keys for field in ("score", "seconds"))])
             for i, policy in enumerate(self.policies):
-                cells = [f"{self.results[key][i][field]:.4f}" for key in keys for field in ("score", "seconds")]
+                known = [self.results[key][i : i + 1] for key in keys]
+                cells = [f"{one[0][field]:.4f}" if one else "" for one in known for field in ("score", "seconds")]
                 writer.writerow([policy.to_json(), *cells])
 
 
@@ -226,7 +230,7 @@ def main(names: list[str], space: str, policies: int, stages: list[str], out: Pa
         comparison.write_csv()
         for row in comparison.table():
             print(f"{row['way']:10} mean {row['mean']:.4f}  {row['seconds']:7.0f} s  ranks {row['spearman']:.2f}")
-        if LONG in comparison.results:
+        if len(comparison.results.get(LONG, [])) >= FEWEST_RANKS:
             print(comparison.as_in_the_end())
         broken += [f"{name}: {words}" for words in comparison.broken()]
     print(*broken, sep="\n")

@@ -30,7 +30,7 @@ settings.load_profile("autocompress")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _short_measurements() -> Iterator[None]:
+def _short_searches() -> Iterator[None]:
     """Searches in tests measure a model for at most a quarter of a second; a user's for two. Layers are timed twice.
 
     Candidates are compared with a single uniform baseline.
@@ -42,7 +42,7 @@ def _short_measurements() -> Iterator[None]:
         patch.setattr(meter, "ROUND_SECONDS", 1e-3)
         patch.setattr(layer_table, "ROUNDS", 2)
         patch.setattr(layer_table, "MOST_GRAPHS", 12)
-        patch.setattr(baselines, "UNIFORM_RATIOS", (0.75,))
+        patch.setattr(baselines, "UNIFORM_RATIOS", searches.UNIFORM_RATIOS)
         yield
 
 

@@ -26,11 +26,13 @@ from autocompress.target import layer_table
 from autocompress.target.layer_graphs import Signature
 
 TESTS = Path(__file__).parent
-HURRIED = """from autocompress import baselines
+UNIFORM_RATIOS = (0.75,)
+"""Of the baselines where it does not matter what is compared."""
+HURRIED = f"""from autocompress import baselines
 from autocompress.target import layer_table, meter
 meter.MAX_SECONDS, meter.ROUND_SECONDS = 0.1, 5e-4
 layer_table.ROUNDS, layer_table.MOST_GRAPHS = 2, 12
-baselines.UNIFORM_RATIOS = (0.75,)
+baselines.UNIFORM_RATIOS = {UNIFORM_RATIOS}
 """
 """Measures for a tenth of a second: for subprocesses, where nothing can be patched."""
 TELLING = "import os, sys; os.register_at_fork(before=lambda: print('this process was forked', file=sys.stderr, flush=True))\n"

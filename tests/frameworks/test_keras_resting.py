@@ -16,7 +16,7 @@ from test_contract import KerasCases, compressed
 import autocompress as ac
 from autocompress.frameworks.keras import reestimate as reestimate_module
 from autocompress.frameworks.keras.calls import call
-from autocompress.frameworks.keras.reestimate import reestimate
+from autocompress.frameworks.keras.reestimate import reestimate, reestimate_batch_norm
 from autocompress.frameworks.keras.resting import predicted, resting
 from autocompress.frameworks.keras.simulate import input_ranges, simulated_layers
 from autocompress.frameworks.keras.weights import SimulatedWeight
@@ -58,12 +58,25 @@ def test_the_next_pass_sees_other_kernels() -> None:
     )
 
 
+def test_statistics_are_those_of_all_calls_of_a_norm() -> None:
+    values = np.random.default_rng(0).normal(size=(1024, 3)).astype(np.float32)
+    inputs, norm = [keras.Input((3,)), keras.Input((3,))], keras.layers.BatchNormalization()
+    outputs = keras.layers.Dense(2)(keras.layers.Add()([norm(one) for one in inputs]))
+    data = (values, values + 10), np.zeros(1024, int)
+    reestimate_batch_norm(keras.Model(inputs, outputs), ac.Task(keras.Model(inputs, outputs), train=data, valid=data))
+    np.testing.assert_allclose(norm.moving_mean.numpy(), values.mean(0) + 5, atol=0.2)
+
+
 def test_nothing_stays_behind() -> None:
     model, _ = candidate()
-    with pytest.raises(KeyError), resting(model):
-        raise KeyError
+    inner = chain(Tensors())
+    outer = keras.Model(inner.input, inner(inner(inner.input)["input"]))
+    for one in (model, outer):
+        with pytest.raises(KeyError), resting(one), resting(one):
+            raise KeyError
+        assert "_run_through_graph" not in vars(one)
+    assert "_run_through_graph" not in vars(inner)
     assert not any("call" in vars(layer.weight) for layer in simulated_layers(model).values())
-    assert "_run_through_graph" not in vars(model)
 
 
 @dataclass
@@ -79,17 +92,17 @@ class Tensors:
 
 
 class Watched(keras.layers.Layer):
-    """Passes on a new tensor."""
+    """Passes on a new tensor, and one that nobody asked for."""
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
         self.tensors = tensors
 
     def call(self, inputs: Any) -> Any:
-        outputs = inputs + 1.0
-        if not isinstance(outputs, keras.KerasTensor):
+        outputs = [inputs + 1.0, inputs - 1.0]
+        if not isinstance(inputs, keras.KerasTensor):
             self.tensors.alive.append(sum(one() is not None for one in self.tensors.made))
-            self.tensors.made.append(weakref.ref(outputs))
+            self.tensors.made += map(weakref.ref, outputs)
         return outputs
 
 
@@ -98,11 +111,11 @@ def chain(tensors: Tensors) -> keras.Model:
     inner = keras.Input((4,))
     value = inner
     for _ in range(3):
-        value = Watched(tensors)(value)
+        value = Watched(tensors)(value)[0]
     nested = keras.Model(inner, value)
     outer = keras.Input((4,))
-    first = Watched(tensors)(outer)
-    last = Watched(tensors)(nested(first))
+    first = Watched(tensors)(outer)[0]
+    last = Watched(tensors)(nested(first))[0]
     return keras.Model(outer, {"first": first, "sum": keras.layers.Add()([first, last]), "input": outer})
 
 

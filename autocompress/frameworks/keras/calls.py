@@ -16,7 +16,7 @@ from autocompress.frameworks.keras.nodes import as_argument
 from autocompress.task import Task
 
 Wrap = Callable[[keras.layers.Layer, Callable[..., Any]], Callable[..., Any]]
-"""From a layer and its `call` to what is called instead."""
+"""From a layer and its method to what is called instead."""
 
 
 def call(model: keras.Model, inputs: Inputs) -> Any:
@@ -71,13 +71,20 @@ def as_float32(array: NDArray[Any]) -> NDArray[Any]:
 @contextmanager
 def calls_replaced(layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator[None]:
     """Within it, other functions are called in place of some layers' own. What was traced before is not changed."""
-    before = [vars(layer).get("call") for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "call", wrap(layer, layer.call))
+    with methods_replaced("call", layers, wrap):
+        yield
+
+
+@contextmanager
+def methods_replaced(name: str, layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator[None]:
+    """The same for another method than `call`."""
+    replacing = [(layer, vars(layer).get(name), wrap(layer, getattr(layer, name))) for layer in layers]
+    for layer, _, replaced in replacing:
+        object.__setattr__(layer, name, replaced)
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            object.__delattr__(layer, "call")
+        for layer, own, _ in replacing:
+            object.__delattr__(layer, name)
             if own is not None:
-                object.__setattr__(layer, "call", own)
+                object.__setattr__(layer, name, own)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from autocompress.data import Inputs, fitting, size_of, united
+from autocompress.data import Inputs, fitting, united
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
 from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
@@ -77,14 +77,9 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
         return
     momenta = [norm.momentum for norm in norms]
     batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
-    seen = 0
-    with resting(model), calls_replaced(norms, _in_training_mode):
+    with resting(model), calls_replaced(norms, _averaging):
         for parts in fitting((batch.inputs for batch in batches), of_one_size=True):
-            size = sum(map(size_of, parts))
-            for norm in norms:
-                norm.momentum = seen / (seen + size)  # a cumulative average
             _call_together(model, parts)
-            seen += size
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -107,8 +102,15 @@ def _call_together(model: keras.Model, parts: list[Inputs]) -> None:
         quantizer.together = 1
 
 
-def _in_training_mode(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{**kwargs, "training": True})
+def _averaging(norm: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A norm in training mode; its statistics are in the end those of all that it was called with, of one batch or not."""
+    seen = 0
+
+    def called(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        size = inputs.shape[0] or 1  # not known where a layer around it is traced
+        norm.momentum = seen / (seen + size)
+        seen += size
+        return original(inputs, *args, **{**kwargs, "training": True})
 
     return called

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.data import Inputs, merged
-from autocompress.frameworks.keras.calls import arrays, call, calls_replaced, outputs_of
+from autocompress.frameworks.keras.calls import arrays, call, calls_replaced, methods_replaced, outputs_of
 from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.nodes import Values, filled, graph_of, is_graph, nodes_of
 from autocompress.frameworks.keras.simulate import simulated_layers
@@ -26,7 +25,9 @@ def resting(model: keras.Model) -> Iterator[None]:
     use, where Keras keeps it until the outputs are there.
     """
     weights = [layer.weight for layer in simulated_layers(model).values() if layer.weight is not None]
-    with fused_norms(model), calls_replaced(weights, _once), _freeing(model):
+    graphs = list({id(graph): graph for graph in _graphs(model)}.values())
+    freeing = methods_replaced("_run_through_graph", graphs, _freeing)
+    with fused_norms(model), calls_replaced(weights, _once), freeing, _without_gradients():
         yield
 
 
@@ -50,16 +51,13 @@ def _once(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., 
     return called
 
 
-@contextmanager
-def _freeing(model: keras.Model) -> Iterator[None]:
-    graphs = {id(graph): graph for graph in _graphs(model)}.values()
-    for graph in graphs:
-        object.__setattr__(graph, "_run_through_graph", partial(_run, graph, _last_uses(graph)))
-    try:
-        yield
-    finally:
-        for graph in graphs:
-            object.__delattr__(graph, "_run_through_graph")
+def _without_gradients() -> AbstractContextManager[Any]:
+    """PyTorch keeps what a gradient would need."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def _graphs(model: keras.Model) -> Iterator[keras.Model]:
@@ -81,13 +79,19 @@ def _last_uses(graph: keras.Model) -> list[tuple[Any, list[int]]]:
     return found[::-1]
 
 
-def _run(graph: keras.Model, calls: list[tuple[Any, list[int]]], inputs: Any, operation_fn: Callable[..., Any]) -> Any:
-    """What Keras' method of this name does."""
-    values: Values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
-    for node, last in calls:
-        args, kwargs = filled(node, values)
-        outputs = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
-        values |= zip(map(id, node.outputs), outputs, strict=True)
-        for number in last:
-            del values[number]
-    return keras.tree.map_structure(lambda tensor: values[id(tensor)], graph.output)
+def _freeing(graph: keras.Model, _: Callable[..., Any]) -> Callable[..., Any]:
+    """Keras' `_run_through_graph`; calls that do not depend on each other may follow in another order."""
+    calls = _last_uses(graph)
+
+    def run(inputs: Any, operation_fn: Callable[..., Any]) -> Any:
+        values: Values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
+        for node, last in calls:
+            args, kwargs = filled(node, values)
+            outputs = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
+            values |= zip(map(id, node.outputs), outputs, strict=False)  # Keras passes over what was not declared, too
+            del args, kwargs, outputs
+            for tensor_id in last:
+                del values[tensor_id]
+        return keras.tree.map_structure(lambda tensor: values[id(tensor)], graph.output)
+
+    return run
