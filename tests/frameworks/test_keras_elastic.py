@@ -21,6 +21,7 @@ from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate
 from autocompress.frameworks.keras import elastic as elastic_module
 from autocompress.frameworks.keras.elastic import Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
+from autocompress.frameworks.keras.optimize import highest_shared_rate
 from autocompress.frameworks.keras.shared import MOST_STEPS_OF_HEIRS
 from autocompress.frameworks.keras.simulate import input_ranges
 from autocompress.frameworks.schedule import SGD_RATE
@@ -273,6 +274,12 @@ def test_a_shared_training_has_a_higher_rate(
     training = CASES.framework.share(task, "l2", replace(SETTINGS, learning_rate=named))
     training.begin(20)
     assert training.trainer.rates.highest == pytest.approx(highest)
+
+
+@pytest.mark.parametrize(("named", "highest"), [(None, 0.0014), (0.0005, 0.0007)])
+def test_without_batch_norms_the_rate_is_lower(named: float | None, highest: float) -> None:
+    task = keras_models.small_task(keras_models.build("mlp"), loss="sparse_categorical_crossentropy")
+    assert highest_shared_rate(task, task.model, named) == pytest.approx(highest)
 
 
 HALF = ac.Policy({"block1_conv1": 0.5}, {"block1_conv1": ac.LayerPolicy(8, 8)})

@@ -228,22 +228,24 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "named", "highest"),
+    ("kind", "optimizer", "named", "highest"),
     [
-        (None, None, 0.1),
-        (None, 0.03, 0.1),
-        (None, 0.003, 0.01),
-        (None, 0.2, 0.2),
-        (sgd, 0.03, 0.1),
-        (sgd, None, 0.5),
-        (torch.optim.AdamW, 0.003, 0.003),
-        (torch.optim.AdamW, 0.001, 0.002),
-        (torch.optim.Adam, 0.0005, 0.001),
-        (torch.optim.RMSprop, 0.001, 0.001),
+        ("resnet", None, None, 0.1),
+        ("resnet", None, 0.03, 0.1),
+        ("resnet", None, 0.003, 0.01),
+        ("resnet", None, 0.2, 0.2),
+        ("resnet", sgd, 0.03, 0.1),
+        ("resnet", sgd, None, 0.5),
+        ("resnet", torch.optim.AdamW, 0.003, 0.003),
+        ("resnet", torch.optim.AdamW, 0.001, 0.002),
+        ("resnet", torch.optim.Adam, 0.0005, 0.001),
+        ("resnet", torch.optim.RMSprop, 0.001, 0.001),
+        ("mlp", None, None, 0.0014),
+        ("mlp", torch.optim.AdamW, 0.0005, 0.0007),
     ],
 )
-def test_a_shared_training_has_a_higher_rate(optimizer: Any, named: float | None, highest: float) -> None:
-    task = models.small_task(models.build("resnet"), optimizer=optimizer)
+def test_a_shared_training_has_a_higher_rate(kind: str, optimizer: Any, named: float | None, highest: float) -> None:
+    task = models.small_task(models.build(kind), optimizer=optimizer)
     training = TorchFramework().share(task, "l2", TuneSettings(1, named, 0.5))
     training.begin(1)
     assert training.trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(highest)

@@ -46,12 +46,13 @@ def highest_shared_rate(task: Task, model: keras.Model, named: float | None) -> 
         model: the elastic one.
         named: the user's rate for candidates.
     """
+    has_norms = bool(batch_norms(model))
     if not _is_own(task):
-        return shared_rate(named, "sgd" if batch_norms(model) else "adam")
+        return shared_rate(named, "sgd" if has_norms else "adam", has_norms)
     if task.optimizer is not None or named is None:
         return named
     kind = _kind_of(task.model.optimizer)
-    return named if kind is None else shared_rate(named, kind)
+    return named if kind is None else shared_rate(named, kind, has_norms)
 
 
 class Rates:

@@ -42,9 +42,10 @@ def highest_shared_rate(task: Task, model: nn.Module, named: float | None) -> fl
     if task.optimizer is not None and named is None:
         return None
     optimizer = task.optimizer(model.parameters()) if task.optimizer else default_optimizer(model)
+    has_norms = bool(batch_norms(model))
     if isinstance(optimizer, torch.optim.SGD):
-        return shared_rate(named, "sgd")
-    return shared_rate(named, "adam") if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else named
+        return shared_rate(named, "sgd", has_norms)
+    return shared_rate(named, "adam", has_norms) if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else named
 
 
 def schedule_of(task: Task, optimizer: torch.optim.Optimizer, learning_rate: float | None, steps: int) -> Any:
