@@ -45,7 +45,7 @@ LAYERS = [
 
 # Package → the modules that may import it, wherever in the module the import stands.
 CONFINED = {
-    "torch": ["frameworks.torch"],
+    "torch": ["frameworks.torch", "frameworks.keras.resting"],  # one of the backends of Keras
     "safetensors": ["frameworks.torch", "frameworks.keras", "frameworks.weights_file"],
     "keras": ["frameworks.keras"],
     "tensorflow": ["frameworks.keras"],
