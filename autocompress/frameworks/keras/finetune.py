@@ -24,6 +24,7 @@ from autocompress.frameworks.keras.optimize import Rates, optimizer_of
 from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimate_batch_norm
 from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
+from autocompress.frameworks.keras.strided import subsampled
 from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.task import Task
 
@@ -156,6 +157,7 @@ class Trainer:
         features = self.student.objective.features
         with ExitStack() as stack:
             stack.enter_context(fused_norms(self.model, self.teacher))
+            stack.enter_context(subsampled(self.model))
             if self.task.splits["train"].comes_alone:  # a single sample has no statistics; the original's stand still
                 stack.enter_context(calls_replaced(batch_norms(self.model), _in_inference_mode))
             if features is not None:

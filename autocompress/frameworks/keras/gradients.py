@@ -14,6 +14,7 @@ from autocompress.frameworks.keras.graph import rebuild
 from autocompress.frameworks.keras.losses import loss_of
 from autocompress.frameworks.keras.nodes import as_argument, graph_of
 from autocompress.frameworks.keras.prune import weights_by_name
+from autocompress.frameworks.keras.strided import subsampled
 from autocompress.task import Task
 
 BATCHES = 10
@@ -31,9 +32,10 @@ def mean_gradients(task: Task, graph: keras.Model, squared: bool) -> dict[str, N
     recorder = _Recorder(squared)
     model.compile(recorder, **loss_of(task), run_eagerly=True)
     count = 0
-    for batch in islice(training_batches(task, copy, np.random.default_rng(0)), BATCHES):
-        model.train_on_batch(as_argument(batch.inputs), batch.targets, batch.weights)
-        count += 1
+    with subsampled(copy):
+        for batch in islice(training_batches(task, copy, np.random.default_rng(0)), BATCHES):
+            model.train_on_batch(as_argument(batch.inputs), batch.targets, batch.weights)
+            count += 1
     names = {id(weight): name for name, weight in weights_by_name(copy).items()}
     return {names[key]: total / count for key, total in recorder.sums.items() if key in names}
 

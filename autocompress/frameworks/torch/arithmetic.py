@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.torch.batches import training_batches
 from autocompress.frameworks.torch.calls import device_of
 from autocompress.frameworks.torch.losses import Objective
+from autocompress.frameworks.torch.strided import Subsampling, has_strided_pixels
 from autocompress.frameworks.torch.teacher import Teacher
 from autocompress.task import Task
 
@@ -39,9 +40,20 @@ class Arithmetic:
     bf16: bool = False
     channels_last: bool = False
 
-    def context(self, device: torch.device) -> AbstractContextManager[Any]:
-        """In which a loss is computed."""
-        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+    @contextmanager
+    def context(self, device: torch.device, has_strided_pixels: bool) -> Iterator[None]:
+        """In which a loss is computed.
+
+        Args:
+            device: of the model.
+            has_strided_pixels: the model may hold strided convolutions of one pixel.
+        """
+        with ExitStack() as stack:
+            if self.bf16:
+                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            if self.channels_last and has_strided_pixels:
+                stack.enter_context(Subsampling())
+            yield
 
     def teacher(self, task: Task, model: nn.Module, settings: TuneSettings) -> Teacher:
         """The original as a teacher: PyTorch has to call it in another arithmetic than float32, and for its features."""
@@ -151,10 +163,10 @@ def _seconds(
     is_worth_it = steps > 1  # a single step does not pay for a conversion
     taught = arithmetic.teacher(task, teacher, settings) if is_worth_it else Teacher(task, teacher, quick=False)
     objective, batch, device = Objective(task, model, taught, settings), arithmetic.ordered(batch), device_of(model)
-    times = []
+    strided, times = has_strided_pixels(model), []
     for _ in range(steps):
         start = _clock(device)
-        with arithmetic.context(device):
+        with arithmetic.context(device, strided):
             loss = objective(batch)
         loss.backward()
         times.append(_clock(device) - start)

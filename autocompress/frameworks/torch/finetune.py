@@ -20,6 +20,7 @@ from autocompress.frameworks.torch.losses import Objective
 from autocompress.frameworks.torch.optimize import default_optimizer, schedule_of
 from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
 from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
+from autocompress.frameworks.torch.strided import has_strided_pixels
 from autocompress.task import Task
 
 WORTH_PROBING = 100
@@ -64,6 +65,7 @@ class Trainer:
         self.arithmetic = self._arithmetic()
         self.arithmetic.arrange(model)
         self.arithmetic.arrange(teacher)
+        self.has_strided_pixels = has_strided_pixels(model)
         self.optimizer = task.optimizer(model.parameters()) if task.optimizer else default_optimizer(model)
         self.schedule = schedule_of(task, self.optimizer, settings.learning_rate, self.steps)
         self.objective = Objective(task, model, self.arithmetic.teacher(task, teacher, settings), settings)
@@ -104,7 +106,7 @@ class Trainer:
             DivergedError: the loss is not a number.
         """
         set_progress(self.model, min(self.done / self.steps, 1.0))
-        with self.arithmetic.context(device_of(self.model)):
+        with self.arithmetic.context(device_of(self.model), self.has_strided_pixels):
             loss = self.objective(self.arithmetic.ordered(batch))
         if not torch.isfinite(loss):
             raise DivergedError(

@@ -11,6 +11,7 @@ import torch
 from autocompress.frameworks.torch.batches import training_batches
 from autocompress.frameworks.torch.calls import call
 from autocompress.frameworks.torch.losses import default_loss
+from autocompress.frameworks.torch.strided import Subsampling
 from autocompress.task import Task
 
 BATCHES = 10
@@ -27,7 +28,9 @@ def mean_gradients(task: Task, squared: bool) -> dict[str, torch.Tensor]:
     count = 0
     for batch in islice(training_batches(task, model, np.random.default_rng(0)), BATCHES):
         model.zero_grad()
-        torch.as_tensor(loss_of(call(model, batch.inputs), batch.targets)).backward()
+        with Subsampling():
+            loss = torch.as_tensor(loss_of(call(model, batch.inputs), batch.targets))
+        loss.backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 sums[name] += parameter.grad**2 if squared else parameter.grad
