@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -36,11 +37,18 @@ class Remembered:
 
     Args:
         module: whose attributes are kept, and what its containers contain.
+
+    Attributes:
+        objects: attributes that hold more than numbers, names, functions, and containers of these: an LSTM's list of its weights,
+            a configuration. A step may change them from within, so each needs copies of its own.
+        parameters: by attribute.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._attributes = {name: dict(held) if name in REGISTRIES else held for name, held in vars(module).items()}
+        self.objects = {name: held for name, held in vars(module).items() if name not in OF_EVERY_MODULE and not _is_simple(held)}
+        attributes = {name: held for name, held in vars(module).items() if name not in self.objects}
+        self._attributes = {name: dict(held) if name in REGISTRIES else held for name, held in attributes.items()}
         containers = [held for name, held in self._attributes.items() if name not in REGISTRIES and isinstance(held, CONTAINERS)]
         self._containers = [(held, copy.copy(held)) for held in containers]
         self._buffers = [(buffer, buffer.clone(), buffer._version) for buffer in module._buffers.values() if buffer is not None]
@@ -48,11 +56,15 @@ class Remembered:
             name: parameter for name, parameter in module._parameters.items() if parameter is not None
         }
 
-    def put_back(self) -> None:
-        """Let the module be as it was. Attributes are set at once: a module looks for each of them in three registries."""
+    def put_back(self, objects: Mapping[str, Any]) -> None:
+        """Let the module be as it was, with copies of its objects.
+
+        Attributes are set at once: a module looks for each of them in three registries.
+        """
         own = self._module.__dict__
         own.clear()
         own.update(self._attributes)
+        own.update(objects)
         own.update({registry: dict(own[registry]) for registry in REGISTRIES})
         for container, contents in self._containers:
             if container or contents:
@@ -63,10 +75,8 @@ class Remembered:
                 self._buffers[place] = buffer, before, buffer._version
 
 
-def can_be_put_back(model: nn.Module) -> bool:
-    """True where no module holds more than numbers, names, functions, and containers of these, beside what it registers."""
-    own = (held for module in model.modules() for name, held in vars(module).items() if name not in OF_EVERY_MODULE)
-    return all(_is_plain(held) or (type(held) in CONTAINERS and all(map(_is_plain, _contents(held)))) for held in own)
+def _is_simple(held: Any) -> bool:
+    return _is_plain(held) or (type(held) in CONTAINERS and all(map(_is_plain, _contents(held))))
 
 
 def _is_plain(held: Any) -> bool:

@@ -1,7 +1,6 @@
 """The thin form of the elastic model: a copy that is cut anew for every policy, out of tensors that the elastic model holds.
 
-The copy is made once and put in order before it is cut again. Where that cannot be done each step has a copy of its own, which
-takes several times as long.
+The copy is made once and put in order before it is cut again: one of its own for each step would take several times as long.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from autocompress.frameworks.torch.elastic_layers import NONE, ElasticInput
 from autocompress.frameworks.torch.layers import HEAVY
 from autocompress.frameworks.torch.prune import remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
-from autocompress.frameworks.torch.remembered import Remembered, can_be_put_back
+from autocompress.frameworks.torch.remembered import Remembered
 from autocompress.frameworks.torch.simulate import attach_input, keep_plain_tensors
 from autocompress.policy import Policy
 
@@ -35,7 +34,6 @@ class Thin:
 
     def __init__(self, original: nn.Module, pruning: Pruning, source: nn.Module) -> None:
         self._pruning = pruning
-        self._is_reused = can_be_put_back(original)
         self._model: nn.Module = copy.deepcopy(original)
         self._parameters = {id(own): name for name, own in self._model.named_parameters()}
         self._layers = {name: module for name, module in self._model.named_modules() if isinstance(module, HEAVY)}
@@ -44,6 +42,7 @@ class Thin:
         keep_plain_tensors(self._model)
         self._modules = dict(self._model.named_modules())
         self._remembered = {module: Remembered(module) for module in self._modules.values()}
+        self._itself = {id(part): part for part in (*self._modules.values(), *self._model.buffers())}
         self._sources = {name: source.get_submodule(name) for name in self._modules}
 
     def cut(self, policy: Policy, removed: Mapping[str, Sequence[int]], tensors: Tensors) -> nn.Module:
@@ -54,25 +53,21 @@ class Thin:
             removed: group → its channels that go.
             tensors: take the place of the whole parameters, by name, and get their gradients.
         """
-        modules = self._in_order(tensors) if self._is_reused else self._another(tensors)
-        for name, module in modules.items():
+        self._put_in_order(tensors)
+        for name, module in self._modules.items():
             module.__dict__["training"] = self._sources[name].training
         for name in self._layers:
-            quantizer: Any = modules[f"{name}.simulated_input".lstrip(".")]
+            quantizer: Any = self._modules[f"{name}.simulated_input".lstrip(".")]
             quantizer.obey(policy.layer(name), NONE)
         groups, follow = self._pruning.groups, self._pruning.proof.follow
-        remove_channels(modules[""], groups, removed, follow, differentiable=True)
-        return modules[""]
+        remove_channels(self._model, groups, removed, follow, differentiable=True)
+        return self._model
 
-    def _in_order(self, tensors: Tensors) -> Mapping[str, nn.Module]:
-        """The modules of the copy, as they were before they were cut."""
-        for module, remembered in self._remembered.items():
-            remembered.put_back()
+    def _put_in_order(self, tensors: Tensors) -> None:
+        """Let the modules of the copy be as they were before they were cut, with the tensors as their parameters."""
+        given: dict[int, Any] = {own: tensors[name] for own, name in self._parameters.items()}
+        objects = copy.deepcopy([remembered.objects for remembered in self._remembered.values()], given | self._itself)
+        for (module, remembered), own_objects in zip(self._remembered.items(), objects, strict=True):
+            remembered.put_back(own_objects)
             registry: dict[str, Any] = module._parameters
-            registry.update({name: tensors[self._parameters[id(own)]] for name, own in remembered.parameters.items()})
-        return self._modules
-
-    def _another(self, tensors: Tensors) -> Mapping[str, nn.Module]:
-        """The modules of a new copy."""
-        given = {own: tensors[name] for own, name in self._parameters.items()}
-        return dict(copy.deepcopy(self._model, given).named_modules())
+            registry.update({name: given[id(own)] for name, own in remembered.parameters.items()})
