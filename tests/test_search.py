@@ -181,6 +181,7 @@ def test_every_int8_layer_of_the_candidates_runs_in_int8(finished: Path) -> None
 def test_the_report_holds_the_picture_and_every_trial(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert "<svg" in page
+    assert "<th>budget</th>" in page
     assert all(record.source.removeprefix("baseline:") in page for record in searches.records(finished))
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
@@ -384,7 +385,9 @@ def test_a_training_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path
     assert (rows["stage"] == "fine_tune").all()
     assert (result.trials["state"] == "COMPLETE").sum() >= 4
     assert not set(rows["trial"]) & set(result.front["trial"])
-    assert "no [luck] today" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "no [luck] today" in page
+    assert "<th>budget</th>" not in page  # none was given
 
 
 def test_a_loss_that_diverges_is_a_failed_trial(tmp_path: Path, steady_meter: None) -> None:
