@@ -1,14 +1,16 @@
-"""Whole searches on the device: shared fine-tuning, each candidate by itself, and the uniform grid, at equal seconds.
+"""Whole searches on the device: shared fine-tuning, each candidate by itself, and the uniform grid, at equal seconds or trials.
 
     python benchmarks/compare_live.py mnist_resnet8 [--time 8m] [--seeds 3] [--ways auto shared each grid] [--search auto]
+    python benchmarks/compare_live.py mnist_resnet8 --trials 40 --ways shared each --search shared
 
-The search is that of the experiment's config.yaml, with another time limit, seed and mode of fine-tuning (`auto` chooses one of
+The search is that of the experiment's config.yaml, with another limit, seed and mode of fine-tuning (`auto` chooses one of
 the other two); what counts is its front, as a user gets it, chosen on validation data and scored once on test data. The grid
-prunes every group by one ratio, every layer in INT8, and spends the same seconds evenly on the ratios, as epochs of fine-tuning.
-What is remembered of a model and a device (the layers' times, what each choice alone costs) is made beforehand and not charged to
-the searches.
+prunes every group by one ratio, every layer in INT8, and spends the same seconds evenly on the ratios, as epochs of fine-tuning;
+it needs a limit in time. Where trials are limited instead, what is trained takes as long as it takes: the seconds are printed,
+all of a search and those in which something was trained (candidates, the front, the shared training). What is remembered of a
+model and a device (the layers' times, what each choice alone costs) is made beforehand and not charged to the searches.
 
-A row for each model is appended to OUT/live_NAME.csv; a way, seed and time that stand in it are not run again. In the end all
+A row for each model is appended to OUT/live_NAME.csv; a way, seed and limit that stand in it are not run again. In the end all
 models are timed side by side (`together`): on a busy machine latencies that were measured an hour apart differ by more than the
 models do, also relative to the original's. Prints, on test data, the hypervolumes between each front and the corner (the budget,
 the original's accuracy less 5 points) and for drops of 0.5, 1 and 2 points the latency of the fastest model that loses no more
@@ -42,8 +44,11 @@ from autocompress.device import Fingerprint
 from autocompress.foresight import Foresight
 from autocompress.outer_loop import run_search
 from autocompress.policy import Policy
+from autocompress.record import Stage
+from autocompress.result import Result
 from autocompress.run_folder import RunFolder
 from autocompress.setup import open_space
+from autocompress.shared import STATE, SharedState
 from autocompress.space import SearchSpace, uniform_policy
 from autocompress.target.meter import measure
 from autocompress.target.runtime import compile_model
@@ -56,7 +61,10 @@ from rows import Printing, Row, Tuned, host
 
 ROOT = Path(__file__).resolve().parents[1]
 Config = TypeVar("Config", bound=CompressionConfig)
-COLUMNS = ["way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test", "budget", "seconds", "host", "together"]
+COLUMNS = [
+    *("way", "seed", "limit", "model", "latency", "accuracy_valid", "accuracy_test"),
+    *("budget", "seconds", "tuning", "host", "together"),
+]
 MODES = ("auto", "shared", "each")
 WAYS = (*MODES, "grid")
 RATIOS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -65,15 +73,19 @@ TIE = 1.02
 """Latencies nearer than this are one."""
 
 
-def main(name: str, limit: str, seeds: int, ways: list[str], out: Path, faster: float, search: str) -> int:
+def main(
+    name: str, limits: dict[str, str | int | None], seeds: int, ways: list[str], out: Path, faster: float, search: str
+) -> int:
     """Run what is missing, compare; 1 if a bound is broken."""
     out.mkdir(parents=True, exist_ok=True)
     path, task = out / f"live_{name}.csv", load_task(ROOT / f"experiments/{name}/task.py")
-    config = load_config(ROOT / f"experiments/{name}/config.yaml", {"max_time": limit})
+    config = load_config(ROOT / f"experiments/{name}/config.yaml", {}).model_copy(update=limits)
+    limit = limit_of(config)
     for way, seed in missing(path, ways, seeds, limit):
         print(f"{name}, {way}, seed {seed}", flush=True)
         fill_caches(task, config)
-        asked = config.model_copy(update={"seed": seed, "out": str(out / f"{name}-{way}-{seed}")})
+        folder = out / f"{name}-{way}-{seed}-{limit}"
+        asked = config.model_copy(update={"seed": seed, "out": str(folder)})
         append(path, grid(task, asked) if way == "grid" else searched(task, asked, way))
     if set(of_limit(path, limit)["way"]) <= {"grid"}:
         print("Nothing to compare the grids with")
@@ -83,6 +95,11 @@ def main(name: str, limit: str, seeds: int, ways: list[str], out: Path, faster: 
     models["latency"] = models["together"] / models.loc[is_original(models), "together"].mean()
     draw(models, name, out / f"live_{name}.png")
     return report(models, faster, search)
+
+
+def limit_of(config: SearchConfig) -> str:
+    """The time, or the number of trials."""
+    return config.max_time or f"{config.max_trials}-trials"
 
 
 def of_limit(path: Path, limit: str) -> pd.DataFrame:
@@ -123,7 +140,7 @@ def time_together(path: Path, name: str, limit: str, task: Task, config: SearchC
         return
     with opened(task, config) as (bench, space, _):
         keys = sorted(set(map(identity, rows_of(every[rows]))))
-        folders = {run: None if run == "grid" else path.parent / f"{name}-{run}" for run, _ in keys}
+        folders = {run: None if run == "grid" else path.parent / f"{name}-{run}-{limit}" for run, _ in keys}
         compiled = {(run, which): compiled_again(bench, space, folders[run], which) for run, which in keys}
         latencies = dict(zip(compiled, measure(list(compiled.values()), bench.reference, bench.reference_ms), strict=True))
     every.loc[rows, "together"] = [round(latencies[identity(one)].ratio, 5) for one in rows_of(every[rows])]
@@ -167,12 +184,23 @@ def searched(task: Task, config: SearchConfig, way: str) -> list[Row]:
     seconds = time.monotonic() - start
     front = set(result.front["trial"])
     kept = [r for r in result.records if r.number in front or r.source in (ORIGINAL, INT8)]
-    whole = {"budget": (result.budget_ms or np.inf) / result.run["reference_ms"], "seconds": round(seconds, 1)}
+    whole = {
+        "budget": (result.budget_ms or np.inf) / result.run["reference_ms"],
+        "seconds": round(seconds, 1),
+        "tuning": round(tuning_seconds(result), 1),
+    }
     return [
         row(config, way, f"{r.source} {r.number}", r.latency.ratio, r.accuracy_valid, r.accuracy_test) | whole
         for r in kept
         if r.latency is not None
     ]
+
+
+def tuning_seconds(result: Result) -> float:
+    """Seconds in which something was trained, the baselines aside."""
+    own = sum(r.seconds.get(Stage.FINE_TUNE, 0.0) for r in result.records if not r.is_baseline)
+    shared = result.folder.file(STATE)
+    return own + (SharedState.model_validate(result.folder.read_json(STATE)).seconds if shared.is_file() else 0.0)
 
 
 def grid(task: Task, config: SearchConfig) -> list[Row]:
@@ -212,7 +240,7 @@ def with_epochs(config: Config, epochs: int) -> Config:
 def row(config: SearchConfig, way: str, model: str, latency: float, valid: float | None, test: float | None) -> Row:
     """A model; the latency is relative to the original's."""
     figures = {"latency": round(latency, 5), "accuracy_valid": valid, "accuracy_test": test}
-    return {"way": way, "seed": config.seed, "limit": config.max_time, "model": model, **figures, "host": host()}
+    return {"way": way, "seed": config.seed, "limit": limit_of(config), "model": model, **figures, "host": host()}
 
 
 def report(models: pd.DataFrame, faster: float, search: str) -> int:
@@ -222,8 +250,9 @@ def report(models: pd.DataFrame, faster: float, search: str) -> int:
     fronts = {way: {int(seed): one for seed, one in found.groupby("seed")} for way, found in models.groupby("way")}
     volumes = {way: {seed: volume(one, budget, original) for seed, one in found.items()} for way, found in fronts.items()}
     for way, found in volumes.items():
-        took = models.loc[models["way"] == way, "seconds"].max()
-        print(f"{way:8} hypervolume {'  '.join(f'{value:.4f}' for value in found.values())}, in at most {took:.0f} s")
+        of_way = models[models["way"] == way].groupby("seed")[["seconds", "tuning"]].first()
+        print(f"{way:8} hypervolume {'  '.join(f'{value:.4f}' for value in found.values())}")
+        print(of_way.T.to_string())
     broken = check_volumes(volumes, search) if search in volumes else [f"no searches of the mode {search}"]
     if {search, "grid"} <= set(fronts):
         broken += check_latencies({way: list(found.values()) for way, found in fronts.items()}, original, faster, search)
@@ -307,11 +336,16 @@ def draw(models: pd.DataFrame, name: str, path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
-    parser.add_argument("--time", default="8m", help="of each search and grid")
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--time", default="8m", help="of each search and grid")
+    limit.add_argument("--trials", type=int, help="of each search")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/live")
     parser.add_argument("--faster", type=float, default=1.15)
     parser.add_argument("--search", choices=MODES, default="auto", help="the mode that is held against the others and the grid")
     asked = parser.parse_args()
-    sys.exit(main(asked.name, asked.time, asked.seeds, asked.ways, asked.out, asked.faster, asked.search))
+    if asked.trials and "grid" in asked.ways:
+        parser.error("the grid needs a limit in time: --ways shared each")
+    limits = {"max_time": None if asked.trials else asked.time, "max_trials": asked.trials}
+    sys.exit(main(asked.name, limits, asked.seeds, asked.ways, asked.out, asked.faster, asked.search))
