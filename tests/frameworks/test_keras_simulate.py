@@ -213,6 +213,21 @@ def test_merged_batches_give_the_same_ranges(activations: int, samples: int, mon
     assert calls.count(3) < calls.count(1)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_of_a_larger_model_do_not_spoil_the_first_ranges(frozen: bool) -> None:
+    task = keras_models.small_task(keras_models.conv_net())
+    model = simulate(task.model, ac.Policy({}, dict.fromkeys(("conv1", "conv2", "fc"), LayerPolicy(8, 8))))
+    norms = [model.get_layer(name) for name in ("bn1", "bn2")]
+    for norm in norms:
+        norm.moving_variance.assign(np.full(norm.moving_variance.shape, 1e-30))
+    norms[1].trainable = not frozen
+    reestimate.calibrate_ranges(task, model, trains=True)
+    highest = {name: high for name, (_, high) in input_ranges(model).items()}
+    assert highest["conv2"] < 8
+    assert (highest["fc"] > 8) == frozen
+    assert (float(keras.ops.max(norms[1].moving_variance)) < 1e-20) == frozen
+
+
 def test_merged_batches_give_the_same_outputs_and_better_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).standard_normal((60, 4, 4, 3)).astype(np.float32) + 1
     conv, norm = keras.layers.Conv2D(5, 3), keras.layers.BatchNormalization()

@@ -23,6 +23,7 @@ from autocompress.frameworks.torch.features import FeaturePairs
 from autocompress.frameworks.torch.finetune import Trainer, fine_tune
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.optimize import default_optimizer
+from autocompress.frameworks.torch.reestimate import calibrate_ranges
 from autocompress.frameworks.torch.schedule import cosine
 from autocompress.frameworks.torch.simulate import set_progress, simulate, simulated_inputs
 
@@ -272,3 +273,27 @@ def test_ranges_start_from_as_many_batches_as_they_need(kind: str) -> None:
     model = quantized(task, layer)
     fine_tune(task, model, TuneSettings(epochs=1, learning_rate=1e-3, distillation=0.0), silent)
     assert {int(quantizer.batches) for quantizer in simulated_inputs(model)} == expected
+
+
+class FrozenNorm(models.ConvNet):
+    """A network whose second batch norm stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.bn2.eval()
+        return self
+
+
+@pytest.mark.parametrize(("make", "is_far_off"), [(models.ConvNet, False), (FrozenNorm, True)])
+def test_statistics_of_a_larger_model_do_not_spoil_the_first_ranges(make: Any, is_far_off: bool) -> None:
+    task = models.small_task(make())
+    model = quantized(task, ac.LayerPolicy(8, 8))
+    for norm in (model.bn1, model.bn2):
+        norm.running_var.fill_(1e-30)
+    calibrate_ranges(task, model, trains=True)
+    conv, fc = (float(layer.simulated_input.high) for layer in (model.conv2, model.fc))
+    assert conv < 20
+    assert (fc > 100) == is_far_off
+    assert not any(module.training for module in model.modules())
+    assert float(model.bn1.running_var.min()) > 1e-3
+    assert torch.equal(model.bn2.running_var, torch.full((24,), 1e-30)) == is_far_off

@@ -75,6 +75,18 @@ def calls_replaced(layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator
         yield
 
 
+def in_mode(training: bool) -> Wrap:
+    """Calls in training mode, or in inference mode, whatever they are asked for."""
+
+    def wrap(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return original(*args, **{**kwargs, "training": training})
+
+        return called
+
+    return wrap
+
+
 @contextmanager
 def methods_replaced(name: str, layers: Sequence[keras.layers.Layer], wrap: Wrap) -> Iterator[None]:
     """The same for another method than `call`."""

@@ -15,7 +15,7 @@ from autocompress.errors import DivergedError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
-from autocompress.frameworks.keras.calls import calls_replaced
+from autocompress.frameworks.keras.calls import calls_replaced, in_mode
 from autocompress.frameworks.keras.fused import fused_norms
 from autocompress.frameworks.keras.graph import rebuild
 from autocompress.frameworks.keras.losses import Objective, loss_of
@@ -159,7 +159,7 @@ class Trainer:
             stack.enter_context(fused_norms(self.model, self.teacher))
             stack.enter_context(subsampled(self.model))
             if self.task.splits["train"].comes_alone:  # a single sample has no statistics; the original's stand still
-                stack.enter_context(calls_replaced(batch_norms(self.model), _in_inference_mode))
+                stack.enter_context(calls_replaced(batch_norms(self.model), in_mode(training=False)))
             if features is not None:
                 stack.enter_context(features.watched())
             self.student.fit(
@@ -245,10 +245,3 @@ def _metrics_of(task: Task) -> Any:
     """New metrics like those that the model was compiled with, where the user's callbacks may look at them."""
     config = task.model.get_compile_config() if task.callbacks is not None and task.model.compiled else {}
     return keras.saving.deserialize_keras_object(config["metrics"]) if config.get("metrics") else None
-
-
-def _in_inference_mode(_: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{**kwargs, "training": False})
-
-    return called

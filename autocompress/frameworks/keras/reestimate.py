@@ -12,7 +12,7 @@ import numpy as np
 from autocompress.data import Inputs, fitting, united
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.keras.batches import batch_norms, training_batches
-from autocompress.frameworks.keras.calls import arrays, call, calls_replaced
+from autocompress.frameworks.keras.calls import arrays, call, calls_replaced, in_mode
 from autocompress.frameworks.keras.resting import resting
 from autocompress.frameworks.keras.simulate import has_unseen_inputs, simulated_inputs
 from autocompress.task import Task
@@ -55,14 +55,17 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     Args:
         task: with the data.
         model: whose inputs are simulated.
-        trains: a training follows, in which all of them go on observing.
+        trains: a training follows, in which all of them go on observing, behind each batch's own statistics. Those that a
+            candidate has from a larger model may be far off.
     """
     if not has_unseen_inputs(model):
         return
     quantizers = simulated_inputs(model).values()
     batches = islice(task.calibration_split.batches(), calibration_count(quantizers, trains))
     inputs = (arrays(batch.inputs) for batch in batches)
-    with calibrating(quantizers), resting(model):
+    trained = trains and task.calibration_split is task.splits["train"]
+    norms = _estimated(model, task) if trained else []
+    with calibrating(quantizers), resting(model), calls_replaced(norms, in_mode(training=True)):
         for parts in fitting(inputs, of_one_size=True):
             _call_together(model, parts)
 
@@ -72,8 +75,8 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
 
     Keras' default momentum of 0.99 takes hundreds of batches to forget what the statistics were before.
     """
-    norms = [norm for norm in batch_norms(model) if norm.trainable]
-    if not norms or task.splits["train"].comes_alone:
+    norms = _estimated(model, task)
+    if not norms:
         return
     momenta = [norm.momentum for norm in norms]
     batches = for_batch_norms(training_batches(task, model, np.random.default_rng(0)))
@@ -82,6 +85,11 @@ def reestimate_batch_norm(model: keras.Model, task: Task) -> None:
             _call_together(model, parts)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _estimated(model: keras.Model, task: Task) -> list[keras.layers.BatchNormalization]:
+    """The batch norms whose statistics follow the data: not the frozen ones, and none where a single sample has no statistics."""
+    return [] if task.splits["train"].comes_alone else [norm for norm in batch_norms(model) if norm.trainable]
 
 
 def _one_pass_will_do(model: keras.Model, task: Task) -> bool:
@@ -104,13 +112,13 @@ def _call_together(model: keras.Model, parts: list[Inputs]) -> None:
 
 def _averaging(norm: keras.layers.Layer, original: Callable[..., Any]) -> Callable[..., Any]:
     """A norm in training mode; its statistics are in the end those of all that it was called with, of one batch or not."""
-    seen = 0
+    seen, learning = 0, in_mode(training=True)(norm, original)
 
     def called(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal seen
         size = inputs.shape[0] or 1  # not known where a layer around it is traced
         norm.momentum = seen / (seen + size)
         seen += size
-        return original(inputs, *args, **{**kwargs, "training": True})
+        return learning(inputs, *args, **kwargs)
 
     return called

@@ -42,16 +42,22 @@ def calibrate_ranges(task: Task, model: nn.Module, *, trains: bool = False) -> N
     Args:
         task: with the data.
         model: whose inputs are simulated.
-        trains: a training follows, in which most of them go on observing.
+        trains: a training follows, in which most of them go on observing, behind each batch's own statistics. Those that a
+            candidate has from a larger model may be far off.
     """
     if not has_unseen_inputs(model):
         return
     device, arithmetic, quantizers = device_of(model), exact_arithmetic(task), simulated_inputs(model)
     count = calibration_count(quantizers, trains and observes_in_training(model))
+    norms = [norm for norm in batch_norms(model) if norm.training]
     model.eval()
+    if trains and task.calibration_split is task.splits["train"] and not comes_alone(task):
+        for norm in norms:
+            norm.train()
     with torch.no_grad(), arithmetic.arranged(model), calibrating(quantizers):
         for batch in islice(task.calibration_split.batches(), count):
             call(model, arithmetic.ordered(tensors(batch.inputs, device)))
+    model.eval()
 
 
 def reestimate_batch_norm(model: nn.Module, task: Task) -> None:
