@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ ALIVE = 1e-3
 """Outputs for two inputs that differ by less than this, relative to their range, do not depend on the input any more."""
 ENOUGH_FAILURES = 3
 """Groups of one kind (names that differ in their numbers) that fail one after the other; the others are then not tried."""
+
+UNEVEN, MOST_REMOVED = 2, 0.8
+"""How often parts that differ from group to group are removed from several groups, and the largest part."""
 
 Outputs = list[NDArray[Any]]
 Removed = Mapping[str, Sequence[int]]
@@ -65,7 +68,7 @@ class Prover(ABC):
         """What the whole model gives where nothing reads these channels, for the example or (`elsewhere`) for another input."""
 
     def prove(self, follow: Iterable[str] = ()) -> Proof:
-        """Which groups can be removed: half of the channels of all at once must equal silencing them in the whole model.
+        """Which groups can be removed: half of the channels of all at once, and another part of each, must equal silencing them.
 
         Args:
             follow: groups with whose widths the numbers that modules remember are to change; a failed group is tried otherwise.
@@ -150,14 +153,30 @@ class Prover(ABC):
         return {name: list(range(self.groups[name].channels)) for name in names}
 
     def _refuted(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
-        """None if removing half the channels of all groups equals silencing them in the whole model; else why not."""
+        """None if removing channels of all these groups equals silencing them in the whole model; else why not."""
         key = tuple(names), tuple(follow)
         if key not in self._verdicts:
             self._verdicts[key] = self._verdict(*key)
         return self._verdicts[key]
 
-    def _verdict(self, names: Iterable[str], follow: Iterable[str]) -> str | None:
-        removed = {name: irregular_half(self.groups[name].channels) for name in names}
+    def _verdict(self, names: Sequence[str], follow: Sequence[str]) -> str | None:
+        reasons = (self._verdict_on(removed, follow) for removed in self._removals(names))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _removals(self, names: Sequence[str]) -> Iterator[Removed]:
+        """Half of the channels of every group; where there are several, also parts that differ from one to the other.
+
+        A model may ask for as many channels in one group as in another (`reshape(batch, length, width)` of what attention heads
+        give): removing the same part of both would hide that.
+        """
+        yield {name: irregular_part(self.groups[name].channels) for name in names}
+        places = {name: place for place, name in enumerate(self.groups)}
+        for attempt in range(UNEVEN) if len(names) > 1 else ():
+            generators = {name: np.random.default_rng((attempt, places[name])) for name in names}
+            shares = {name: generator.uniform(0, MOST_REMOVED) for name, generator in generators.items()}
+            yield {name: irregular_part(self.groups[name].channels, share) for name, share in shares.items()}
+
+    def _verdict_on(self, removed: Removed, follow: Iterable[str]) -> str | None:
         try:
             actual, expected = self.pruned_outputs(removed, follow), self.silenced_outputs(removed)
         except Exception as error:  # a wrong mapping shows as any error that a user's forward can raise
@@ -170,10 +189,10 @@ class Prover(ABC):
         return None
 
 
-def irregular_half(channels: int) -> list[int]:
-    """Half of the channels, unevenly spread: every second one would hide that a grouped convolution needs as many per group."""
+def irregular_part(channels: int, share: float = 0.5) -> list[int]:
+    """A part of the channels, unevenly spread: every second one would hide that a grouped convolution needs as many per group."""
     order = np.random.default_rng(channels).permutation(channels)
-    return sorted(order[: channels // 2].tolist())
+    return sorted(order[: int(share * channels)].tolist())
 
 
 def difference(actual: Outputs, expected: Outputs) -> float:

@@ -17,7 +17,7 @@ from autocompress.frameworks.proof import Proof, first_line
 from autocompress.structure import FrozenGroup, Layer, Structure
 from autocompress.target.cache import cache_folder, read_json, write_json
 
-PROOF_VERSION = 3
+PROOF_VERSION = 4
 """Of the code that proves groups; cached proofs of another version are absent."""
 
 

@@ -156,6 +156,29 @@ def test_channels_that_cannot_be_removed_are_frozen_and_the_others_are_not(make:
     assert "\n" not in reasons["conv1"]
 
 
+class AsWide(nn.Module):
+    """A network that reads the width of one layer where it needs that of another, as some attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(1, 8, 3, 2), nn.Conv2d(8, 8, 1), nn.Linear(8, 12)
+        self.out = nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        count, width = x.shape[:2]
+        tokens = torch.relu(self.inner(x)).flatten(2).transpose(1, 2).reshape(count, 9, width)
+        return self.out(torch.relu(self.last(tokens.mean(1))))
+
+
+def test_groups_that_have_to_be_equally_wide_are_frozen() -> None:
+    structure = structure_of(AsWide())
+    assert [group.name for group in structure.groups] == ["last"]
+    reasons = {frozen.name: frozen.reason for frozen in structure.frozen}
+    assert "does not run" in reasons["first"]
+    assert "does not run" in reasons["inner"]
+
+
 class Untraceable(nn.Module):
     """Leaves torch's world, so that no graph can be traced through it."""
 
