@@ -236,6 +236,7 @@ def check(
     packages: Sequence[str],
     summary: Callable[[Sequence[Row]], tuple[bool, str]],
     description: str,
+    name: str | None = None,
 ) -> int:
     """Print a line for each network and the summary; 1 if a bound is broken.
 
@@ -246,13 +247,14 @@ def check(
         packages: whose versions are written beside the rows.
         summary: whether the bounds hold, and the figures in words.
         description: of the script, for its help.
+        name: of the CSV; by default the script's.
     """
     script = Path(sys.argv[0])
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, separated by commas; by default all that have no row yet")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the CSV already has; --models are run again")
-    parser.add_argument("--out", type=Path, default=script.parent / "results" / f"{script.stem}.csv")
+    parser.add_argument("--out", type=Path, default=script.parent / "results" / f"{name or script.stem}.csv")
     options = parser.parse_args()
     order = {name: place for place, name in enumerate(families)}
     rows = read(options.out) if options.resume else {}
