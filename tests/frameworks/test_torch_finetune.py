@@ -156,6 +156,44 @@ def test_another_arithmetic_must_be_clearly_faster(monkeypatch: pytest.MonkeyPat
         assert Trainer(task, copy.deepcopy(task.model), settings, teacher).arithmetic == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "is_sound"), [(0.0, True), (1.5, True), (4.0, False), (1e30, False), (float("inf"), False), (float("nan"), False)]
+)
+def test_gradients_that_are_nonsense_rule_an_arithmetic_out(
+    value: float, is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, **__: 0.5 if one == BOTH else 1.0)
+    gradients = arithmetic._gradients
+
+    def spoiled(one: Arithmetic, *given: Any) -> list[torch.Tensor]:
+        found = gradients(one, *given)
+        largest = max(range(len(found)), key=lambda index: float(found[index].norm()))
+        if one.bf16:
+            found[largest] = found[largest] * (1 + value)
+        return found
+
+    monkeypatch.setattr(arithmetic, "_gradients", spoiled)
+    task = models.small_task(models.build("resnet"))
+    settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
+    trainer = Trainer(task, copy.deepcopy(task.model), settings, copy.deepcopy(task.model))
+    assert trainer.arithmetic.bf16 == is_sound
+
+
+@pytest.mark.parametrize(("groups", "dilation", "is_sound"), [(2, 2, False), (1, 2, True), (2, 1, True)])
+def test_grouped_convolutions_with_dilation_are_not_trained_in_bf16(
+    groups: int, dilation: int, is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, **__: 0.5 if one == BOTH else 1.0)
+    layers = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=groups, dilation=dilation), nn.Flatten(), nn.LazyLinear(10)
+    model = nn.Sequential(*layers)
+    model(torch.zeros(1, 1, 8, 8))
+    task = models.small_task(model)
+    settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
+    assert Trainer(task, copy.deepcopy(model), settings, copy.deepcopy(model)).arithmetic.bf16 == is_sound
+
+
 class Viewing(nn.Module):
     """Flattens images by a view, which only one order of memory allows."""
 
