@@ -2,11 +2,12 @@
 
     python benchmarks/coverage_shared.py torch|keras [--models resnet10t,Bert] [--jobs 1] [--resume]
 
-The networks are those of `coverage_torch.py` and `coverage_keras.py`, each in a process of its own and with a few random samples:
-prove its groups, train a few shared steps under random policies (another ratio for each group, 8 or 4 bits or none for each
-layer), inherit two of them, and train an heir. The heir of a policy that only prunes must give what the elastic model gives that
-obeys it, its channels silenced but not removed, within 1e-4 of the range, or what its outputs change by when its inputs do by a
-millionth, as rounding does; bits are left out, since a value that lies between two levels may round either way. A crash, a hang and running out of 300 CPU seconds are that network's result.
+The networks are those of `coverage_torch.py` and `coverage_keras.py`, each in a process of its own and with a few random
+samples: prove its groups, train a few shared steps under random policies (another ratio for each group, 8 or 4 bits or none for
+each layer), inherit two of them, and train an heir. The heir of a policy that only prunes must give what the elastic model
+gives that obeys it, its channels silenced but not removed, within 1e-4 of the range, or what its outputs change by when its
+inputs do by a millionth, as rounding does; bits are left out, since a value that lies between two levels may round either way.
+A crash, a hang and running out of 300 CPU seconds are that network's result.
 
 Writes a row for each network to the CSV, and beside it a .txt with the machine, versions and command. Ends with exit code 1 if
 fewer than 97 % of the networks pass, or if any output is wrong.
