@@ -345,6 +345,8 @@ if __name__ == "__main__":
     parser.add_argument("--faster", type=float, default=1.15)
     parser.add_argument("--search", choices=MODES, default="auto", help="the mode that is held against the others and the grid")
     asked = parser.parse_args()
+    if asked.trials is not None and asked.trials < 1:
+        parser.error("at least one trial")
     if asked.trials and "grid" in asked.ways:
         parser.error("the grid needs a limit in time: --ways shared each")
     limits = {"max_time": None if asked.trials else asked.time, "max_trials": asked.trials}

@@ -10,7 +10,6 @@ import keras_models
 import numpy as np
 import pytest
 from keras import layers
-from keras.src.layers.convolutional.base_conv import BaseConv
 from test_contract import KerasCases
 
 import autocompress as ac
@@ -41,8 +40,7 @@ def gradients(task: ac.Task) -> None:
     mean_gradients(task, functional(task.model, next(iter(task.splits["train"].batches())).inputs), squared=True)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("train", [fine_tuned, shared, gradients])
+@pytest.mark.parametrize(("train", "masked"), [(fine_tuned, False), (shared, False), (shared, True), (gradients, False)])
 def test_a_training_has_none(train: Callable[[ac.Task], None], masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if masked:
         monkeypatch.setattr("autocompress.frameworks.keras.elastic.can_be_thin", lambda: False)
@@ -94,6 +92,8 @@ def test_outputs_are_the_same(shape: tuple[int, ...], make: Callable[[], layers.
     value = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
     expected, strides = call(model, (value,)), model.layers[-1].strides
     seen = []
+    with subsampled(model):
+        np.testing.assert_allclose(model.layers[-1](inputs=value), expected, rtol=1e-5, atol=1e-6)
     with subsampled(model), pytest.MonkeyPatch.context() as patch:
         convolve = keras.ops.conv
         patch.setattr("keras.src.ops.conv", lambda *args, **named: seen.append(named["strides"]) or convolve(*args, **named))
@@ -111,12 +111,12 @@ class Own(layers.Conv2D):
 def test_others_stay_as_they_are(make: Callable[[], layers.Layer]) -> None:
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, make()(inputs))
-    assert isinstance(model.layers[-1], BaseConv)
     with subsampled(model):
         assert "call" not in vars(model.layers[-1])
 
 
 def test_a_pruned_shortcut_of_large_images_trains() -> None:
+    """Without the context the process dies on CPUs with AVX-512."""
     inputs = keras.Input((64, 64, 3))
     value = layers.Conv2D(12, 3, padding="same", name="first")(inputs)
     value = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 1, strides=2, name="second")(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import threading
 from typing import Any
 
 import models
@@ -195,9 +196,15 @@ def nested() -> nn.Module:
 
 
 @pytest.mark.parametrize("make", [models.resnet, Remembering, Configured, Recurrent, nested])
-def test_one_copy_is_cut_again(make: Any) -> None:
-    elastic = elastic_of(models.small_task(make()))
-    assert elastic.thin(ac.Policy()) is elastic.thin(ac.Policy())
+def test_one_copy_that_is_cut_again_is_the_masked_model(make: Any) -> None:
+    task = models.small_task(make())
+    elastic = elastic_of(task)
+    inputs = tensors(next(iter(task.splits["train"].batches())).inputs)
+    for policy in (ac.Policy({group.name: 0.5 for group in TorchFramework().inspect(task).groups}), ac.Policy()) * 2:
+        elastic.model.eval()
+        found = call(elastic.thin(policy), inputs)
+        elastic.obey(policy)
+        torch.testing.assert_close(found / found.std(), (expected := call(elastic.model, inputs)) / expected.std())
 
 
 def test_what_a_step_changes_within_an_object_is_forgotten() -> None:
@@ -211,6 +218,37 @@ def test_what_a_step_changes_within_an_object_is_forgotten() -> None:
         assert vars(thin.options) == {"scale": 2, "owner": thin[0]}
         thin.options.scale, thin.options.width = 3, 8
     assert vars(model.options) == {"scale": 2, "owner": model[0]}
+
+
+class Locked:
+    """An object that cannot be copied, but by the module that holds it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class Holding(Configured):
+    """A network that holds such an object, and a list that another object of its holds as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locked, self.table = Locked(), [1]
+        self.options.table = self.table
+
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        made = Holding()
+        made.load_state_dict(self.state_dict())
+        return made
+
+
+def test_what_cannot_be_copied_stays_and_what_is_shared_is() -> None:
+    elastic = elastic_of(models.small_task(Holding()))
+    for _ in range(2):
+        thin: Any = elastic.thin(ac.Policy({"first": 0.5}))
+        assert isinstance(thin.locked, Locked)
+        assert thin.options.table is thin.table
+        assert thin.table == [1]
+        thin.table.append(2)
 
 
 def test_steps_of_images_have_channels_last_as_those_of_a_candidate() -> None:

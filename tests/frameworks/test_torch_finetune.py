@@ -180,6 +180,21 @@ def test_gradients_that_are_nonsense_rule_an_arithmetic_out(
     assert trainer.arithmetic.bf16 == is_sound
 
 
+def test_parameters_that_have_no_gradient_in_one_step_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, **__: 0.5 if one == BOTH else 1.0)
+
+    class Skipping(models.ConvNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = self.conv2(x) if torch.rand(()) < 0.5 else self.conv2(x).detach()
+            return self.fc(torch.relu(self.bn2(x)).mean((2, 3)))
+
+    task = models.small_task(Skipping())
+    settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
+    Trainer(task, copy.deepcopy(task.model), settings, copy.deepcopy(task.model))  # whichever it finds
+
+
 @pytest.mark.parametrize(("groups", "dilation", "is_sound"), [(2, 2, False), (1, 2, True), (2, 1, True)])
 def test_grouped_convolutions_with_dilation_are_not_trained_in_bf16(
     groups: int, dilation: int, is_sound: bool, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +326,15 @@ def test_ranges_start_from_as_many_batches_as_they_need(kind: str) -> None:
     model = quantized(task, layer)
     fine_tune(task, model, TuneSettings(epochs=1, learning_rate=1e-3, distillation=0.0), silent)
     assert {int(quantizer.batches) for quantizer in simulated_inputs(model)} == expected
+
+
+def test_ranges_that_start_a_training_do_without_a_batch_of_one() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    images, classes = models.digits()["valid"]
+    task = models.small_task(model, train=[(images[:4], classes[:4]), (images[4:5], classes[4:5]), (images[5:9], classes[5:9])])
+    calibrated = quantized(task, ac.LayerPolicy(8, 8))
+    calibrate_ranges(task, calibrated, trains=True)
+    assert {int(quantizer.batches) for quantizer in simulated_inputs(calibrated)} == {2}
 
 
 class FrozenNorm(models.ConvNet):

@@ -56,13 +56,15 @@ def shared(task: ac.Task) -> None:
     training.epoch(iter([HALF] * 9), lambda _: None)
 
 
-@pytest.mark.parametrize("train", [fine_tuned, shared, lambda task: mean_gradients(task, squared=True)])
-def test_a_training_has_none(train: Callable[[ac.Task], Any]) -> None:
+@pytest.mark.parametrize(
+    ("train", "expected"), [(fine_tuned, {1}), (shared, {1}), (lambda task: mean_gradients(task, squared=True), set())]
+)
+def test_a_training_has_none(train: Callable[[ac.Task], Any], expected: set[int]) -> None:
     task = TorchCases().task("resnet")
     task.model.to(memory_format=torch.channels_last)
     with Strides() as strides:
         train(task)
-    assert strides.pixels == {1}
+    assert strides.pixels == expected
     assert {stride for _, stride, _ in strides.seen} == {1, 2}  # of three pixels
 
 
@@ -74,6 +76,8 @@ def test_a_training_has_none(train: Callable[[ac.Task], Any]) -> None:
         lambda value, weight: functional.conv2d(value, weight, None, (1, 3), (0, 0), 1),
         lambda value, weight: functional.conv2d(value, weight[:, :3], groups=2, stride=(2, 2)),
         lambda value, weight: functional.conv2d(value[0], weight, stride=2),
+        lambda value, weight: functional.conv2d(value, weight, stride=np.int64(2)),
+        lambda value, weight: functional.conv2d(value + 0j, weight + 0j, stride=2).real,
         lambda value, weight: functional.conv2d(value, weight, stride=2, padding=1),
         lambda value, weight: functional.conv2d(value, weight),
         lambda value, weight: functional.conv2d(value, weight.expand(-1, -1, 3, 3), stride=2, padding=1),
@@ -115,6 +119,7 @@ def test_where_there_is_none_nothing_is_looked_at(make: Callable[[], nn.Module],
 
 
 def test_a_pruned_shortcut_of_large_images_trains() -> None:
+    """Without the mode the process dies on CPUs with AVX-512."""
     model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     generator = np.random.default_rng(0)
     data = [(generator.normal(size=(4, 3, 64, 64)).astype("float32"), np.array([0, 3, 5, 9]))] * 4

@@ -55,8 +55,8 @@ def calibrate_ranges(task: Task, model: keras.Model, *, trains: bool = False) ->
     Args:
         task: with the data.
         model: whose inputs are simulated.
-        trains: a training follows, in which all of them go on observing, behind each batch's own statistics. Those that a
-            candidate has from a larger model may be far off.
+        trains: a training follows, in which all of them go on observing, behind a batch's own statistics. They are taken behind
+            those of what is called together; those that a candidate has from a larger model may be far off.
     """
     if not has_unseen_inputs(model):
         return

@@ -28,8 +28,8 @@ def subsampled(*models: keras.Model) -> AbstractContextManager[None]:
 def _subsampling(layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     strides = layer.strides
 
-    def called(value: Any) -> Any:
-        taken = ops.average_pool(value, 1, strides, "valid", layer.data_format)  # of one pixel each
+    def called(inputs: Any) -> Any:  # by the name that Keras gives it, as a caller may
+        taken = ops.average_pool(inputs, 1, strides, "valid", layer.data_format)  # of one pixel each
         object.__setattr__(layer, "strides", (1,) * len(strides))
         try:
             return original(taken)

@@ -52,7 +52,7 @@ class Arithmetic:
         with ExitStack() as stack:
             if self.bf16:
                 stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if self.channels_last and has_strided_pixels:
+            if has_strided_pixels and device.type == "cpu" and (self.channels_last or self.bf16):
                 stack.enter_context(Subsampling())
             yield
 
@@ -179,7 +179,7 @@ def _gradients(
         torch.manual_seed(seed)
         copied, step = _prepared(arithmetic, task, model, teacher, settings, batch, quick=False)
         step()
-    return [parameter.grad for parameter in copied.parameters() if parameter.grad is not None]
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in copied.parameters()]
 
 
 def _seconds(

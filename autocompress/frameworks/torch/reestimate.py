@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from autocompress.data import Batch
 from autocompress.frameworks.calibrating import calibrating, calibration_count, for_batch_norms
 from autocompress.frameworks.torch.arithmetic import exact_arithmetic
 from autocompress.frameworks.torch.batches import batch_norms, comes_alone, training_batches
@@ -49,15 +52,23 @@ def calibrate_ranges(task: Task, model: nn.Module, *, trains: bool = False) -> N
         return
     device, arithmetic, quantizers = device_of(model), exact_arithmetic(task), simulated_inputs(model)
     count = calibration_count(quantizers, trains and observes_in_training(model))
-    norms = [norm for norm in batch_norms(model) if norm.training]
+    batches: Iterable[Batch] = task.calibration_split.batches()
+    norms = _norms_that_train(model) if trains and task.calibration_split is task.splits["train"] else []
     model.eval()
-    if trains and task.calibration_split is task.splits["train"] and not comes_alone(task):
+    if norms and not comes_alone(task):
+        batches = (batch for batch in batches if batch.size > 1)  # a single sample has no statistics
         for norm in norms:
             norm.train()
     with torch.no_grad(), arithmetic.arranged(model), calibrating(quantizers):
-        for batch in islice(task.calibration_split.batches(), count):
+        for batch in islice(batches, count):
             call(model, arithmetic.ordered(tensors(batch.inputs, device)))
     model.eval()
+
+
+def _norms_that_train(model: nn.Module) -> list[Any]:
+    """The batch norms that do not stay in evaluation mode in a training. The model is left training."""
+    model.train()
+    return [norm for norm in batch_norms(model) if norm.training]
 
 
 def reestimate_batch_norm(model: nn.Module, task: Task) -> None:

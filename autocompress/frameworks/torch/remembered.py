@@ -37,16 +37,18 @@ class Remembered:
 
     Args:
         module: whose attributes are kept, and what its containers contain.
+        itself: what is not copied with an object that holds it, by its id.
 
     Attributes:
         objects: attributes that hold more than numbers, names, functions, and containers of these: an LSTM's list of its weights,
-            a configuration. A step may change them from within, so each needs copies of its own.
+            a configuration. A step may change them from within, so each needs copies of its own, where that is possible.
         parameters: by attribute.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, itself: Mapping[int, Any]) -> None:
         self._module = module
-        self.objects = {name: held for name, held in vars(module).items() if name not in OF_EVERY_MODULE and not _is_simple(held)}
+        objects = {name: held for name, held in vars(module).items() if name not in OF_EVERY_MODULE and not _is_simple(held)}
+        self.objects = {name: held for name, held in objects.items() if _can_be_copied(held, itself)}
         attributes = {name: held for name, held in vars(module).items() if name not in self.objects}
         self._attributes = {name: dict(held) if name in REGISTRIES else held for name, held in attributes.items()}
         containers = [held for name, held in self._attributes.items() if name not in REGISTRIES and isinstance(held, CONTAINERS)]
@@ -55,6 +57,11 @@ class Remembered:
         self.parameters: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in module._parameters.items() if parameter is not None
         }
+
+    @property
+    def containers(self) -> list[Any]:
+        """Those that are put back: an object that holds one as well goes on holding it."""
+        return [held for held, _ in self._containers]
 
     def put_back(self, objects: Mapping[str, Any]) -> None:
         """Let the module be as it was, with copies of its objects.
@@ -73,6 +80,15 @@ class Remembered:
             if buffer._version != version:
                 buffer.copy_(before)
                 self._buffers[place] = buffer, before, buffer._version
+
+
+def _can_be_copied(held: Any, itself: Mapping[int, Any]) -> bool:
+    """A lock cannot, for example."""
+    try:
+        copy.deepcopy(held, dict(itself))
+    except Exception:  # of a user's class
+        return False
+    return True
 
 
 def _is_simple(held: Any) -> bool:

@@ -47,8 +47,9 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    down, right = (stride, stride) if isinstance(stride, int) else (stride[0], stride[-1])
-    if _is_pixel(weight) and max(down, right) > 1 and padding in (0, (0, 0), [0, 0], (0,), [0], "valid"):
+    down, right = (stride[0], stride[-1]) if isinstance(stride, Sequence) else (stride, stride)
+    is_unpadded = padding in (0, (0, 0), [0, 0], (0,), [0], "valid")
+    if _is_pixel(weight) and max(down, right) > 1 and is_unpadded and input.is_floating_point():
         looked_at = functional.avg_pool2d(input, 1, (down, right))  # of one pixel each; its gradient takes less than a slice's
         return torch.conv2d(looked_at, weight, bias, 1, 0, 1, groups)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)

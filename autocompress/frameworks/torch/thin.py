@@ -41,8 +41,11 @@ class Thin:
             attach_input(layer, ElasticInput(layer))
         keep_plain_tensors(self._model)
         self._modules = dict(self._model.named_modules())
-        self._remembered = {module: Remembered(module) for module in self._modules.values()}
-        self._itself = {id(part): part for part in (*self._modules.values(), *self._model.buffers())}
+        parts = *self._modules.values(), *self._model.parameters(), *self._model.buffers()
+        self._itself: dict[int, Any] = {id(part): part for part in parts}
+        self._remembered = {module: Remembered(module, self._itself) for module in self._modules.values()}
+        kept = (container for remembered in self._remembered.values() for container in remembered.containers)
+        self._itself.update({id(container): container for container in kept})
         self._sources = {name: source.get_submodule(name) for name in self._modules}
 
     def cut(self, policy: Policy, removed: Mapping[str, Sequence[int]], tensors: Tensors) -> nn.Module:
@@ -66,7 +69,7 @@ class Thin:
     def _put_in_order(self, tensors: Tensors) -> None:
         """Let the modules of the copy be as they were before they were cut, with the tensors as their parameters."""
         given: dict[int, Any] = {own: tensors[name] for own, name in self._parameters.items()}
-        objects = copy.deepcopy([remembered.objects for remembered in self._remembered.values()], given | self._itself)
+        objects = copy.deepcopy([remembered.objects for remembered in self._remembered.values()], self._itself | given)
         for (module, remembered), own_objects in zip(self._remembered.items(), objects, strict=True):
             remembered.put_back(own_objects)
             registry: dict[str, Any] = module._parameters
