@@ -321,16 +321,15 @@ def test_an_heir_becomes_in_the_elastic_model_what_it_becomes_by_itself(
     settings = replace(SETTINGS, epochs=2, learning_rate=0.02, gradient_norm=SHARED_GRADIENT_NORM)
     before, weights, ranges = numbers_of(compiled), [], []
     monkeypatch.setattr(compiled, "tune", counted := Counted(compiled.tune))
-    for heir_of in (None, compiled):
+    for heir_of, seed in ((None, 0), (compiled, 0), (None, 1)):
         heir = compiled.candidate(policy)
-        untrained = learned_of(heir.model)
-        CASES.framework.fine_tune(compiled.task, heir, settings, silent, heir_of)
+        CASES.framework.fine_tune(compiled.task, heir, replace(settings, seed=seed), silent, heir_of)
         weights.append(learned_of(heir.model))
         ranges.append([high for _, high in input_ranges(heir.model).values()])
     assert counted.count == 1
-    np.testing.assert_allclose(*ranges, rtol=0.2)
-    moved, apart = (np.linalg.norm(other - weights[0]) for other in (untrained, weights[1]))
-    assert apart < 0.1 * moved
+    np.testing.assert_allclose(*ranges[:2], rtol=0.2)
+    apart, by_another_order = (np.linalg.norm(other - weights[0]) for other in weights[1:])
+    assert apart < 0.25 * by_another_order  # values that lie between two levels round either way
     for found, expected in zip(numbers_of(compiled), before, strict=True):
         np.testing.assert_array_equal(found, expected)
 
