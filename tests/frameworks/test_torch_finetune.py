@@ -180,19 +180,28 @@ def test_gradients_that_are_nonsense_rule_an_arithmetic_out(
     assert trainer.arithmetic.bf16 == is_sound
 
 
-def test_parameters_that_have_no_gradient_in_one_step_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_that_have_no_gradient_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "WORTH_PROBING", 1)
     monkeypatch.setattr(arithmetic, "_seconds", lambda one, *_, **__: 0.5 if one == BOTH else 1.0)
+    gradients, counts = arithmetic._gradients, []
 
-    class Skipping(models.ConvNet):
+    def counted(*given: Any) -> list[torch.Tensor]:
+        found = gradients(*given)
+        counts.append(len(found))
+        return found
+
+    class Cut(models.ConvNet):
+        """A network of which a step may leave a part out."""
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = torch.relu(self.bn1(self.conv1(x)))
-            x = self.conv2(x) if torch.rand(()) < 0.5 else self.conv2(x).detach()
-            return self.fc(torch.relu(self.bn2(x)).mean((2, 3)))
+            return self.fc(torch.relu(self.bn2(self.conv2(x).detach())).mean((2, 3)))
 
-    task = models.small_task(Skipping())
+    monkeypatch.setattr(arithmetic, "_gradients", counted)
+    task = models.small_task(Cut())
     settings = TuneSettings(1, 1e-2, 0.5, arithmetic="fastest")
-    Trainer(task, copy.deepcopy(task.model), settings, copy.deepcopy(task.model))  # whichever it finds
+    assert Trainer(task, copy.deepcopy(task.model), settings, copy.deepcopy(task.model)).arithmetic == BOTH
+    assert counts == [len(list(task.model.parameters()))] * 3
 
 
 @pytest.mark.parametrize(("groups", "dilation", "is_sound"), [(2, 2, False), (1, 2, True), (2, 1, True)])
