@@ -156,8 +156,8 @@ def _is_sound(
 ) -> bool:
     """Are its gradients those of float32, as far as rounding and chance go?
 
-    PyTorch 2.13 gives what the memory holds for the kernels of some convolutions in bfloat16: strided ones of a single pixel, and
-    grouped ones with dilation.
+    PyTorch 2.13 gives what the memory holds for the kernels of some convolutions in bfloat16: strided ones on a map of one pixel,
+    and grouped ones with dilation.
     """
     if any(isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1 for module in model.modules()):
         return False
