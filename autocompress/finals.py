@@ -34,7 +34,7 @@ A ResNet-8 (.955) without a branch reached .937, .952 and .957 in 3, 12 and 24 e
 .956, .952, .930 and .920 after 2 epochs reached .968, .967, .960 and .962 in 21, 32, 19 and 29. The powers lie between .6 and .9.
 """
 MARGIN = 1.15
-"""Times as long as told by others a training may take: one that has to be cut off is lost."""
+"""Times as long as told by others a training may take: what takes longer is shortened, or lost if its rates are the user's."""
 MOST_LOSS = 6
 """Times the median loss of a front's models against the most accurate of all: what has lost more will hardly win it back."""
 DESTROYED = 0.5

@@ -80,6 +80,7 @@ class TimedRun(Run):
         seconds, records = self._seconds_left(), self.folder.records()
         after = max((sum(r.seconds.get(stage, 0.0) for stage in AFTER_TRAINING) for r in records), default=0.0)
         self.timekeeper.allow(None if seconds is None else seconds - after)
+        self.runner.deadline = self.timekeeper.deadline
 
     def _run_candidates(self) -> None:
         """The strategy's own part."""

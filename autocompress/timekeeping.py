@@ -34,24 +34,27 @@ class Timekeeper(Watcher):
 
     Args:
         watcher: to whom all is handed on.
+
+    Attributes:
+        deadline: on the clock of `time.monotonic()`; None where there is none.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
-        self._deadline: float | None = None
+        self.deadline: float | None = None
 
     def allow(self, seconds: float | None) -> None:
         """From now on so many seconds; None for as many as it takes."""
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.deadline = None if seconds is None else time.monotonic() + seconds
 
     def progress(self, fraction: float) -> None:
         """Hand on.
 
         Raises:
-            OutOfTimeError: the deadline has passed.
+            OutOfTimeError: the deadline has passed, and there is something left to do.
         """
         self.watcher.progress(fraction)
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if fraction < 1 and self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTimeError
 
     def say(self, line: str) -> None:

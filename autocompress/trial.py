@@ -151,6 +151,8 @@ class TrialRunner:
 
     Attributes:
         inheritance: what tuned candidates, other than baselines, inherit from; None where each is tuned from the original.
+        deadline: `time.monotonic()` for which the trainings of the front's models are shortened; those of candidates are not, as
+            they are compared with each other.
     """
 
     def __init__(self, bench: Workbench, folder: RunFolder, watcher: Watcher) -> None:
@@ -158,6 +160,7 @@ class TrialRunner:
         self.folder = folder
         self.watcher = watcher
         self.inheritance: Inheritance | None = None
+        self.deadline: float | None = None
 
     def run(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
         """Run a plan, or what is left of it, and return its record.
@@ -213,6 +216,7 @@ class TrialRunner:
     def _settings(self, record: TrialRecord) -> TuneSettings:
         """How a candidate is trained."""
         alone, inheritance, epochs = self.bench.tune_settings, self._inheritance_of(record), record.plan.epochs
+        alone = replace(alone, deadline=self.deadline) if record.is_final else alone
         if inheritance is not None:
             return inheritance.settings(record.plan, alone)
         return alone if epochs is None else replace(alone, epochs=epochs)
@@ -253,18 +257,20 @@ class TrialRunner:
             record.accuracy_simulated = inheritance.screen.score(candidate)
 
     def _fine_tune(self, record: TrialRecord, candidate: Candidate | None) -> None:
-        settings = self._settings(record)
-        record.epochs = settings.epochs
-        if candidate is None or not settings.epochs:
+        settings, weights = self._settings(record), self._weights_path(record)
+        if candidate is None:
             return
-        weights = self._weights_path(record)
         if Stage.FINE_TUNE in record.done and weights.is_file():
             self.bench.framework.load(candidate, weights)
+            return
+        record.epochs = settings.epochs
+        if not settings.epochs:
             return
         with self._stage(record, Stage.FINE_TUNE):
             inheritance = self._inheritance_of(record)
             heir_of = None if inheritance is None else inheritance.training
-            self.bench.framework.fine_tune(self.bench.task, candidate, settings, self.watcher.progress, heir_of)
+            train = self.bench.framework.fine_tune
+            record.epochs = train(self.bench.task, candidate, settings, self.watcher.progress, heir_of)
             self.bench.framework.save(candidate, weights)
 
     def _export(self, record: TrialRecord, candidate: Candidate | None) -> ov.CompiledModel | None:
@@ -280,6 +286,7 @@ class TrialRunner:
             record.size_bytes, record.compressed_bytes = _sizes(path)
             compiled = compile_model(path, target)
             self._read_kernels(record, compiled, candidate.macs)
+            record.notes += _shortened(record)
         return compiled
 
     def _read_kernels(self, record: TrialRecord, compiled: ov.CompiledModel, macs: dict[str, int]) -> None:
@@ -337,6 +344,12 @@ class TrialRunner:
         if stage not in record.done:
             record.done.append(stage)
         self.folder.save(record)
+
+
+def _shortened(record: TrialRecord) -> list[str]:
+    """A note on a training for which there was less time than planned."""
+    asked, had = record.plan.epochs or 0, record.epochs or 0
+    return [f"Trained for {had} of {asked} epochs, since the time ran out"] if had < asked else []
 
 
 def _sizes(path: Path) -> tuple[int, int]:

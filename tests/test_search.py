@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,10 +339,10 @@ def test_a_final_training_that_fails_is_not_tried_again(
 ) -> None:
     real = TorchFramework.fine_tune
 
-    def failing(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, *rest: Any) -> None:
+    def failing(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, *rest: Any) -> int:
         if settings.epochs > 1:
             raise ValueError("too long")
-        real(self, task, candidate, settings, *rest)
+        return real(self, task, candidate, settings, *rest)
 
     monkeypatch.setattr(TorchFramework, "fine_tune", failing)
     options: dict[str, Any] = {"max_trials": 2, "max_time": "10m", "fine_tuning": {"mode": "each"}}
@@ -352,6 +353,29 @@ def test_a_final_training_that_fails_is_not_tried_again(
     assert len({record.policy for record in final}) == len(final)
     search_bits(linear_task(epochs=1), tmp_path / "run", **options, resume=True)
     assert len([record for record in searches.records(tmp_path / "run") if record.is_final]) == len(final)
+
+
+def test_a_final_training_is_shortened_where_the_time_runs_out(
+    tmp_path: Path, steady_meter: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, deadlines = TorchFramework.fine_tune, dict[int, set[bool]]()
+
+    def late(self: TorchFramework, task: ac.Task, candidate: Candidate, settings: TuneSettings, *rest: Any) -> int:
+        deadlines.setdefault(settings.epochs, set()).add(settings.deadline is not None)
+        past = None if settings.deadline is None else 0.0
+        return real(self, task, candidate, replace(settings, deadline=past), *rest)
+
+    monkeypatch.setattr(TorchFramework, "fine_tune", late)
+    options: dict[str, Any] = {"max_trials": 2, "max_time": "10m", "fine_tuning": {"mode": "each"}}
+    search_bits(linear_task(epochs=1), tmp_path / "run", **options)
+    final = [record for record in searches.records(tmp_path / "run") if record.is_final]
+    assert final
+    for record in final:
+        assert record.state == State.COMPLETE
+        assert record.epochs == 1
+        assert f"Trained for 1 of {record.plan.epochs} epochs, since the time ran out" in record.notes
+    assert deadlines.pop(1) == {False}  # candidates are compared with each other
+    assert set(map(tuple, deadlines.values())) == {(True,)}
 
 
 def test_a_candidate_that_takes_too_long_leaves_the_front_its_training(

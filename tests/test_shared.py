@@ -323,9 +323,9 @@ def test_candidates_inherit_and_the_front_is_trained_once_more(tmp_path: Path, m
 def noting(fine_tune: Any, heirs_of: list[Any]) -> Any:
     """A fine-tuning that notes from which training its candidate has inherited."""
 
-    def noted(self: Any, task: Any, candidate: Any, settings: Any, progress: Any, heir_of: Any = None) -> None:
+    def noted(self: Any, task: Any, candidate: Any, settings: Any, progress: Any, heir_of: Any = None) -> Any:
         heirs_of.append(heir_of)
-        fine_tune(self, task, candidate, settings, progress, heir_of)
+        return fine_tune(self, task, candidate, settings, progress, heir_of)
 
     return noted
 

@@ -35,6 +35,7 @@ class TuneSettings:
     """How long and how hard a candidate is fine-tuned; see `Task` and `FineTuning` for the meaning of the fields.
 
     `gradient_norm` is the norm to which the gradients of a step are scaled down, but for those of a user's Keras optimizer.
+    `deadline` is the `time.monotonic()` for which a training is shortened by whole epochs, where its rates are not the user's.
     """
 
     epochs: int
@@ -47,6 +48,7 @@ class TuneSettings:
     stop_hopeless: bool = False
     pruning_schedule: PruningSchedule = "one_shot"
     gradient_norm: float = GRADIENT_NORM
+    deadline: float | None = None
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Framework(Protocol):
         settings: TuneSettings,
         progress: Progress,
         heir_of: SharedTraining | None = None,
-    ) -> None:
+    ) -> int:
         """Train the candidate in place and re-estimate its normalization statistics.
 
         Args:
@@ -169,6 +171,9 @@ class Framework(Protocol):
             progress: told the finished fraction.
             heir_of: the training whose weights the candidate still has as it inherited them; its training may start from there,
                 and has less to make up for.
+
+        Returns:
+            How many epochs it was trained for: those of the settings, or fewer for their deadline.
 
         Raises:
             DivergedError: the loss is not a number.

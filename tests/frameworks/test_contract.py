@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ import autocompress as ac
 from autocompress.data import Inputs, to_numpy
 from autocompress.device import Target
 from autocompress.errors import ConversionError, DivergedError, HopelessError, ModelError, TaskError
+from autocompress.frameworks import pace
 from autocompress.frameworks.base import Candidate, Framework, TuneSettings, framework_of
 from autocompress.frameworks.schedule import PRUNED_SGD_RATE
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
@@ -55,6 +56,10 @@ class Cases(Protocol):
 
     def first_digits(self, count: int) -> Any:
         """Some of the training data."""
+        ...
+
+    def constant_rate(self, optimizer: Any, steps: int) -> Any:
+        """A scheduler."""
         ...
 
     def loss_without_value(self) -> Any:
@@ -98,6 +103,9 @@ class TorchCases:
 
     def first_digits(self, count: int) -> Any:
         return tuple(array[:count] for array in models.digits()["train"])
+
+    def constant_rate(self, optimizer: Any, steps: int) -> Any:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
 
     def loss_without_value(self) -> Any:
         return lambda outputs, targets: outputs.sum() * float("nan")
@@ -157,6 +165,9 @@ class KerasCases:
 
     def first_digits(self, count: int) -> Any:
         return tuple(array[:count] for array in self.models.digits()["train"])
+
+    def constant_rate(self, optimizer: Any, steps: int) -> Any:
+        return lambda step: 1e-3
 
     def loss_without_value(self) -> Any:
         return lambda targets, outputs: outputs * float("nan")
@@ -520,6 +531,25 @@ def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:
     assert seen[-1] == 1.0
 
 
+def test_a_training_is_shortened_to_end_in_time(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = count()
+    monkeypatch.setattr(pace, "monotonic", lambda: next(seconds))  # every epoch takes one
+    task = cases.task("resnet")
+    steps, seen = task.splits["train"].batch_count or 0, list[float]()
+    settings = TuneSettings(6, 1e-2, 0.5, deadline=4)
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, seen.append) == 3
+    assert seen[:-1] == pytest.approx([(step + 1) / steps / (6 if step < steps else 3) for step in range(3 * steps)])
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), SETTINGS, silent) == SETTINGS.epochs
+
+
+def test_a_training_at_a_users_rates_is_not_shortened(cases: Cases) -> None:
+    task = cases.task("resnet")
+    late = TuneSettings(3, 1e-2, 0.5, deadline=0)
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), late, silent) == 1
+    task.scheduler = cases.constant_rate
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), late, silent) == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "distillation"),
     [*(("regression", share) for share in (0.0, 0.5, 1.0)), ("two outputs", 1.0), ("dict output", 0.5), ("named inputs", 0.0)],
@@ -725,7 +755,7 @@ def test_an_heir_is_not_trained_as_hard_as_what_has_lost_channels_of_the_origina
 ) -> None:
     task, rates = cases.task("resnet"), []
     module = sys.modules[type(cases.framework).__module__]
-    monkeypatch.setattr(module, "fine_tune", lambda *given: rates.append(settings_among(given).learning_rate))
+    monkeypatch.setattr(module, "fine_tune", lambda *given: rates.append(settings_among(given).learning_rate) or 1)
     half, branch = (compressed(cases, task, ac.Policy({cases.first_branch: ratio})) for ratio in (0.5, 1))
     for candidate, heir_of, named in (
         (half, None, None),

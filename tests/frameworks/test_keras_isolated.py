@@ -146,7 +146,7 @@ def test_what_progress_raises_stops_the_training_and_not_the_worker(task: ac.Tas
     with pytest.raises(OutOfTimeError) as caught:
         worker.fine_tune(task, candidate, TuneSettings(1000, 1e-2, 0.5), raising(error))
     assert caught.value is error
-    worker.fine_tune(task, made(worker, task), SETTINGS, lambda fraction: None)
+    assert worker.fine_tune(task, made(worker, task), SETTINGS, lambda fraction: None) == SETTINGS.epochs
     assert process_of(worker) is process
 
 

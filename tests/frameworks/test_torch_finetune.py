@@ -16,7 +16,7 @@ import autocompress as ac
 from autocompress.data import Batch
 from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.calibrating import CALIBRATION_BATCHES, FIRST_BATCHES
-from autocompress.frameworks.schedule import WARM_UP, sparsity_at
+from autocompress.frameworks.schedule import WARM_UP, cosine_share, sparsity_at
 from autocompress.frameworks.torch import arithmetic, finetune
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, exact_arithmetic
 from autocompress.frameworks.torch.features import FeaturePairs
@@ -24,7 +24,7 @@ from autocompress.frameworks.torch.finetune import Trainer, fine_tune
 from autocompress.frameworks.torch.framework import TorchFramework
 from autocompress.frameworks.torch.optimize import default_optimizer
 from autocompress.frameworks.torch.reestimate import calibrate_ranges
-from autocompress.frameworks.torch.schedule import cosine
+from autocompress.frameworks.torch.schedule import Cosine
 from autocompress.frameworks.torch.simulate import set_progress, simulate, simulated_inputs
 
 SETTINGS = TuneSettings(epochs=2, learning_rate=1e-2, distillation=0.5)
@@ -55,7 +55,7 @@ def test_norms_biases_and_steps_do_not_decay(name: str) -> None:
 
 def test_the_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5)
-    schedule, rates = cosine(optimizer, 100), []
+    schedule, rates = Cosine(optimizer, 100), []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -64,6 +64,19 @@ def test_the_rate_rises_in_a_line_and_falls_along_half_a_cosine() -> None:
     expected = [0.5 * (i + 1) / rising for i in range(rising)]
     expected += [0.25 * (1 + math.cos(math.pi * i / (100 - rising))) for i in range(100 - rising)]
     assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_rate_falls_sooner_where_a_training_is_shortened() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.5)
+    schedule = Cosine(optimizer, 100)
+    for step in range(60):
+        if step == 50:
+            schedule.steps = 60
+        optimizer.step()
+        schedule.step()
+        steps = 100 if step < 50 else 60
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * cosine_share(step + 1, steps))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 

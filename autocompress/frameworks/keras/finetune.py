@@ -25,6 +25,7 @@ from autocompress.frameworks.keras.reestimate import calibrate_ranges, reestimat
 from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.simulate import set_progress, share_binary_scales
 from autocompress.frameworks.keras.strided import subsampled
+from autocompress.frameworks.pace import Pace
 from autocompress.frameworks.schedule import gradual_epochs
 from autocompress.task import Task
 
@@ -35,7 +36,7 @@ AroundStep = Callable[[], None]
 """Called before or after every step of the optimizer."""
 
 
-def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: TuneSettings, progress: Progress) -> None:
+def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: TuneSettings, progress: Progress) -> int:
     """Train a simulated model in place.
 
     Args:
@@ -44,6 +45,9 @@ def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: T
         original: the task's model as a graph.
         settings: how long and how hard.
         progress: told the finished fraction.
+
+    Returns:
+        How many epochs it was trained for.
 
     Raises:
         TaskError: there is no loss.
@@ -56,11 +60,13 @@ def fine_tune(task: Task, model: keras.Model, original: keras.Model, settings: T
     teacher = teacher_of(original)
     if task.fine_tune is not None:
         task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
+        epochs = settings.epochs
     else:
-        Trainer(task, model, settings, teacher).run(progress)
+        epochs = Trainer(task, model, settings, teacher).run(progress)
     set_progress(model, 1.0)
     reestimate_batch_norm(model, task)
     progress(1.0)
+    return epochs
 
 
 def teacher_of(original: keras.Model) -> keras.Model:
@@ -101,7 +107,8 @@ class Trainer:
 
     def __init__(self, task: Task, model: keras.Model, settings: TuneSettings, teacher: keras.Model) -> None:
         self.task, self.model, self.teacher, self.settings = task, model, teacher, settings
-        self.steps, self.done = settings.epochs * task.splits["train"].batch_count, 0
+        self.epoch_steps, self.done = task.splits["train"].batch_count, 0
+        self.steps = settings.epochs * self.epoch_steps
         self.student = Student(graph_of(model).input, graph_of(model).output, name=model.name)
         self.student.objective = Objective(task, model, teacher, settings)
         optimizer = optimizer_of(task, model, settings.learning_rate, settings.gradient_norm)
@@ -110,11 +117,6 @@ class Trainer:
         options = {"metrics": _metrics_of(task), "jit_compile": False, "run_eagerly": eagerly}
         optimizer.build(model.trainable_variables)  # or TensorFlow traces the first step twice
         self.student.compile(optimizer, **loss_of(task), **options)
-
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of an epoch."""
-        return self.steps // self.settings.epochs
 
     def can_be_renewed(self, settings: TuneSettings) -> bool:
         """Would another training of these settings take the same steps, and need nothing beside them?"""
@@ -130,8 +132,11 @@ class Trainer:
         other.rates = self.rates.renewed(settings.learning_rate, other.steps)
         return other
 
-    def run(self, progress: Progress, after_step: AroundStep | None = None) -> None:
-        """All epochs.
+    def run(self, progress: Progress, after_step: AroundStep | None = None) -> int:
+        """All epochs, or as many as there is time for.
+
+        Returns:
+            How many.
 
         Raises:
             DivergedError: the loss is not a number.
@@ -139,6 +144,13 @@ class Trainer:
         """
         own = self.task.callbacks() if self.task.callbacks is not None else []
         self._fit(np.random.default_rng(self.settings.seed), self.settings.epochs, [_Course(self, progress, after_step), *own])
+        return self.steps // self.epoch_steps
+
+    def last(self, epochs: int) -> bool:
+        """Let the training be so many epochs long, unless its rates are the user's; whether that is over."""
+        if self.rates.can_be_shortened:
+            self.steps = self.rates.steps = epochs * self.epoch_steps
+        return self.done >= self.steps
 
     def epoch(self, generator: np.random.Generator, progress: Progress, before_step: AroundStep) -> None:
         """One pass over the training data, without the user's callbacks.
@@ -206,6 +218,7 @@ class _Course(keras.callbacks.Callback):
         self.trainer, self.progress, self.after_step, self.before_step = trainer, progress, after_step, before_step
         watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1 and before_step is None
         self.prospects = Prospects(trainer.task, trainer.teacher, predicted) if watched else None
+        self.pace = Pace(trainer.settings) if before_step is None else None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Learning rate, zeros and binary layers of the step."""
@@ -230,10 +243,12 @@ class _Course(keras.callbacks.Callback):
         self.progress(min(trainer.done / trainer.steps, 1.0))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Is it worth going on?"""
+        """Is it worth going on, and is there time for it?"""
         if epoch == 0 and self.prospects is not None:
             self._synchronize()
             self.prospects.require(self.trainer.model)
+        if self.pace is not None and self.trainer.last(self.pace.epochs(epoch + 1)):
+            self.model.stop_training = True
 
     def _synchronize(self) -> None:
         """On JAX, `fit` holds the numbers outside of the variables."""

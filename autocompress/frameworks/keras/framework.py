@@ -143,7 +143,7 @@ class KerasFramework:
         settings: TuneSettings,
         progress: Progress,
         heir_of: SharedTraining | None = None,
-    ) -> None:
+    ) -> int:
         """Train the candidate in place and re-estimate its batch-norm statistics.
 
         An heir has a rate of its own, and needs no compiled step of its own.
@@ -152,9 +152,9 @@ class KerasFramework:
         if has_lost_much(candidate, heir_of is not None) and not settings.learning_rate:
             settings = replace(settings, learning_rate=pruned_rate(task, candidate.model))
         if isinstance(heir_of, ElasticTraining) and heir_of.can_tune(candidate, settings):
-            heir_of.tune(candidate, settings, progress)
+            epochs = heir_of.tune(candidate, settings, progress)
             reestimate_as_trained(candidate.model, task)
-            return
+            return epochs
         gradual = gradual_epochs(settings) if candidate.removed and task.fine_tune is None else 0
         share = gradual / settings.epochs
         if gradual:
@@ -162,7 +162,7 @@ class KerasFramework:
             pruned = prune_gradually(task, original, self._pruning(task), candidate.removed, settings, first)
             candidate.model = simulate(pruned, candidate.policy)
         rest = replace(settings, epochs=settings.epochs - gradual)
-        fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
+        return gradual + fine_tune(task, candidate.model, original, rest, part(progress, share, 1))
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
         """A training whose weights every policy can inherit."""

@@ -43,7 +43,7 @@ def prune_gradually(
     """
     model = rebuild(original, lambda name, layer: None)
     make_repeatable(model, settings.seed)
-    trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings)), teacher_of(original))
+    trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings), deadline=None), teacher_of(original))
     silent = FallingSilent(pruning, removed, settings.pruning_schedule)
 
     def fall_silent() -> None:

@@ -162,12 +162,13 @@ class IsolatedKeras:
         settings: TuneSettings,
         progress: Progress,
         heir_of: SharedTraining | None = None,
-    ) -> None:
+    ) -> int:
         """Train the candidate in the worker. What `progress` raises ends the training and is raised here."""
         if inherits := isinstance(heir_of, IsolatedTraining):
             heir_of.at_home()
-        self._change(candidate, "fine_tune", progress, settings=asdict(settings), inherits=inherits)
+        epochs: int = self._change(candidate, "fine_tune", progress, settings=asdict(settings), inherits=inherits)
         candidate.model.home.settle()
+        return epochs
 
     def reestimate(self, task: Task, candidate: Candidate) -> None:
         """Take normalization statistics and input ranges anew."""
@@ -192,11 +193,11 @@ class IsolatedKeras:
         path = self.file(".xml")
         return read_converted(self._call(candidate, "to_openvino", batch=batch, file=path.name), path)
 
-    def _change(self, candidate: Candidate, name: str, progress: Progress | None = None, **arguments: Any) -> None:
+    def _change(self, candidate: Candidate, name: str, progress: Progress | None = None, **arguments: Any) -> Any:
         """Call what changes a candidate's numbers. Where that ends early they are neither the old nor the new ones."""
         number = self._at_home(candidate)
         candidate.model.is_trained, candidate.model.parked = True, None
-        candidate.model.home.call(name, progress, number=number, **arguments)
+        return candidate.model.home.call(name, progress, number=number, **arguments)
 
     def _call(self, candidate: Candidate, name: str, **arguments: Any) -> Any:
         number = self._at_home(candidate)

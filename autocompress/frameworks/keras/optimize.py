@@ -70,7 +70,12 @@ class Rates:
     @property
     def can_be_renewed(self) -> bool:
         """Can the optimizer begin another training? Not with a schedule, and not one that may look at channels that are gone."""
-        return self.schedule is None and not self.is_fixed and _kind_of(self.optimizer) is not None
+        return self.can_be_shortened and _kind_of(self.optimizer) is not None
+
+    @property
+    def can_be_shortened(self) -> bool:
+        """Does the rate follow the length of the training? A schedule of the user's does not."""
+        return self.schedule is None and not self.is_fixed
 
     def renewed(self, highest: float | None, steps: int) -> Rates:
         """Those of another training by the same optimizer."""

@@ -78,10 +78,13 @@ class ElasticTraining:
         is_able = self.elastic.trains_like_candidate(heir.policy) and self.trainer.can_be_renewed(settings)
         return bool(is_thin and is_able and settings.epochs * self.trainer.epoch_steps <= MOST_STEPS_OF_HEIRS)
 
-    def tune(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> None:
+    def tune(self, heir: Candidate, settings: TuneSettings, progress: Progress) -> int:
         """Train an heir in the elastic model. Its statistics are still to be taken.
 
         Unlike a training by itself it goes on with the optimizer of the shared training, and clips gradients like that.
+
+        Returns:
+            How many epochs it was trained for.
 
         Raises:
             DivergedError: the loss is not a number.
@@ -89,8 +92,9 @@ class ElasticTraining:
         with self._untouched():
             make_epoch_repeatable(self.elastic.model, settings.seed)
             self.elastic.obey(heir.policy, heir.removed, thin=True)
-            self.trainer.renewed(settings).run(progress)
+            epochs = self.trainer.renewed(settings).run(progress)
             self.elastic.hand_over(heir)
+        return epochs
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:

@@ -67,10 +67,10 @@ class Worker:
         """Make a candidate under a number, forget those that are not kept; its multiply-accumulates by layer."""
         return self._keep(number, self._framework.compress(self._task, Policy.from_dict(policy), "l2", removed), kept)
 
-    def fine_tune(self, number: int, settings: dict[str, Any], inherits: bool) -> None:
-        """Train a candidate, with every progress reported."""
+    def fine_tune(self, number: int, settings: dict[str, Any], inherits: bool) -> int:
+        """Train a candidate, with every progress reported; its epochs."""
         candidate, heir_of = self._candidates[number], self._training if inherits else None
-        self._framework.fine_tune(self._task, candidate, TuneSettings(**settings), self._report, heir_of)
+        return self._framework.fine_tune(self._task, candidate, TuneSettings(**settings), self._report, heir_of)
 
     def share(self, criterion: str, settings: dict[str, Any], scores: Mapping[str, Sequence[float]]) -> None:
         """Make the elastic model, with the search's ranking of the channels."""

@@ -13,12 +13,14 @@ from autocompress.data import Batch
 from autocompress.errors import DivergedError, TaskError
 from autocompress.frameworks.base import Progress, TuneSettings
 from autocompress.frameworks.hopeless import Prospects
+from autocompress.frameworks.pace import Pace
 from autocompress.frameworks.torch.arithmetic import FLOAT32, Arithmetic, exact_arithmetic, fastest_arithmetic
 from autocompress.frameworks.torch.batches import batch_count, batch_norms, comes_alone, training_batches
 from autocompress.frameworks.torch.calls import device_of, predicted
 from autocompress.frameworks.torch.losses import Objective
 from autocompress.frameworks.torch.optimize import default_optimizer, schedule_of
 from autocompress.frameworks.torch.reestimate import calibrate_ranges, reestimate_batch_norm
+from autocompress.frameworks.torch.schedule import Cosine
 from autocompress.frameworks.torch.simulate import set_progress, share_binary_scales
 from autocompress.frameworks.torch.strided import has_strided_pixels
 from autocompress.task import Task
@@ -32,8 +34,11 @@ AfterStep = Callable[[], None]
 
 def fine_tune(
     task: Task, model: nn.Module, settings: TuneSettings, progress: Progress, after_step: AfterStep | None = None
-) -> None:
+) -> int:
     """Train a simulated model in place.
+
+    Returns:
+        How many epochs it was trained for.
 
     Raises:
         DivergedError: the loss is not a number.
@@ -45,12 +50,14 @@ def fine_tune(
     teacher = copy.deepcopy(task.model).eval()  # the user's model stays in the mode that it is in
     if task.fine_tune is not None:
         task.fine_tune(model, teacher=teacher, epochs=settings.epochs)
+        epochs = settings.epochs
     else:
-        Trainer(task, model, settings, teacher).run(progress, after_step)
+        epochs = Trainer(task, model, settings, teacher).run(progress, after_step)
     set_progress(model, 1.0)
     reestimate_batch_norm(model, task)
     model.eval()
     progress(1.0)
+    return epochs
 
 
 class Trainer:
@@ -61,7 +68,8 @@ class Trainer:
             raise TaskError("A model that is trained has a parameter that may change", "none", "Set requires_grad_(True).")
         self.task, self.model, self.teacher, self.settings = task, model, teacher, settings
         self.generator = np.random.default_rng(settings.seed)
-        self.steps, self.done = settings.epochs * batch_count(task), 0
+        self.epoch_steps, self.done = batch_count(task), 0
+        self.steps = settings.epochs * self.epoch_steps
         self.arithmetic = self._arithmetic()
         self.arithmetic.arrange(model)
         self.arithmetic.arrange(teacher)
@@ -70,8 +78,11 @@ class Trainer:
         self.schedule = schedule_of(task, self.optimizer, settings.learning_rate, self.steps)
         self.objective = Objective(task, model, self.arithmetic.teacher(task, teacher, settings), settings)
 
-    def run(self, progress: Progress, after_step: AfterStep | None = None) -> None:
-        """All epochs.
+    def run(self, progress: Progress, after_step: AfterStep | None = None) -> int:
+        """All epochs, or as many as there is time for.
+
+        Returns:
+            How many.
 
         Raises:
             DivergedError: the loss is not a number.
@@ -79,7 +90,8 @@ class Trainer:
         """
         watched = self.settings.stop_hopeless and self.settings.epochs > 1
         prospects = Prospects(self.task, self.teacher, predicted) if watched else None
-        for epoch in range(self.settings.epochs):
+        pace, epoch, epochs = Pace(self.settings), 0, self.settings.epochs
+        while epoch < epochs:
             self.to_training_mode()
             before = self.done
             for batch in self.batches():
@@ -92,8 +104,13 @@ class Trainer:
                 raise TaskError(rule, "batches of one", "Set the loader's batch_size.")
             if epoch == 0 and prospects is not None:
                 prospects.require(self.model)
+            epoch += 1
+            if isinstance(self.schedule, Cosine):
+                epochs = pace.epochs(epoch)
+                self.steps = self.schedule.steps = epochs * self.epoch_steps
         self.objective.close()
         FLOAT32.arrange(self.model)
+        return epoch
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the training data."""

@@ -111,7 +111,7 @@ class TorchFramework:
         settings: TuneSettings,
         progress: Progress,
         heir_of: SharedTraining | None = None,
-    ) -> None:
+    ) -> int:
         """Train the candidate in place and re-estimate its batch-norm statistics; an heir at a rate of its own."""
         torch.manual_seed(settings.seed)
         if has_lost_much(candidate, heir_of is not None) and not settings.learning_rate:
@@ -122,7 +122,8 @@ class TorchFramework:
             first = part(progress, 0, share)
             candidate.model = prune_gradually(task, self._pruning(task), candidate.removed, settings, first)
             simulate(candidate.model, candidate.policy)
-        fine_tune(task, candidate.model, replace(settings, epochs=settings.epochs - gradual), part(progress, share, 1))
+        rest = replace(settings, epochs=settings.epochs - gradual)
+        return gradual + fine_tune(task, candidate.model, rest, part(progress, share, 1))
 
     def share(self, task: Task, criterion: str, settings: TuneSettings) -> SharedTraining:
         """A training whose weights every policy can inherit."""

@@ -39,7 +39,7 @@ def prune_gradually(
     """
     model: nn.Module = copy.deepcopy(task.model)
     teacher = copy.deepcopy(task.model).eval()
-    trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings)), teacher)
+    trainer = Trainer(task, model, replace(settings, epochs=gradual_epochs(settings), deadline=None), teacher)
     silent = FallingSilent(pruning, removed, settings.pruning_schedule)
 
     def silence() -> None:

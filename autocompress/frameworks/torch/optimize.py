@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.frameworks.schedule import ADAM_RATE, PRUNED_SGD_RATE, SGD_RATE, shared_rate
 from autocompress.frameworks.torch.batches import batch_norms
-from autocompress.frameworks.torch.schedule import cosine
+from autocompress.frameworks.torch.schedule import Cosine
 from autocompress.frameworks.torch.weights import SimulatedWeight
 from autocompress.task import Task
 
@@ -52,7 +52,7 @@ def schedule_of(task: Task, optimizer: torch.optim.Optimizer, learning_rate: flo
     """The task's own scheduler, or a cosine with warm-up; its highest rate is `learning_rate`, or else the optimizer's own."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate or group["lr"]
-    return task.scheduler(optimizer, steps) if task.scheduler else cosine(optimizer, steps)
+    return task.scheduler(optimizer, steps) if task.scheduler else Cosine(optimizer, steps)
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
