@@ -83,7 +83,7 @@ class Plan(BaseModel):
 
     Attributes:
         precision: the float precision; None: the target's.
-        epochs: of fine-tuning after inheriting, of the models of the front; None: as all candidates are tuned.
+        epochs: of fine-tuning, as planned for a model of the front; None: as all candidates are tuned.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -100,7 +100,7 @@ class Plan(BaseModel):
 
     @property
     def key(self) -> str:
-        """The content key: trials with one key would give one result."""
+        """The content key: trials with one key would give one result, if the time did not shorten their trainings."""
         parts = [Policy.from_dict(self.policy).to_json(), self.tune, self.precision]
         parts += [] if self.epochs is None else [self.epochs]
         return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -116,7 +116,7 @@ def open_bench(
         "batch size": task.batch_size,
         "metric": f"{task.scorer.name} ({task.scorer.direction})",
         **{name: config.model_dump(mode="json")[name] for name in SAME_IN_A_RUN},
-        "fine-tuning": asdict(tune_settings(task, config)) | config.fine_tuning.model_dump(include={"mode", "inherit_epochs"}),
+        "fine-tuning": tuning_identity(task, config),
     }
     if known:
         require_same(known["identity"], identity)
@@ -238,6 +238,13 @@ def _capabilities(
 def _is_fixed(task: Task, name: str) -> bool:
     """True for whole arrays; a loader may draw its samples anew each time, so only its length is compared."""
     return name in task.splits and task.splits[name].is_arrays
+
+
+def tuning_identity(task: Task, config: SearchConfig) -> dict[str, Any]:
+    """How candidates are trained. A deadline is that of one training alone."""
+    settings = asdict(tune_settings(task, config))
+    del settings["deadline"]
+    return settings | config.fine_tuning.model_dump(include={"mode", "inherit_epochs"})
 
 
 def space_identity(spec: SpaceSpec) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class TimedRun(Run):
         return Result(self.folder.path)
 
     def run_trial(self, plan: Plan, source: str, gate_ms: float | None = None) -> TrialRecord:
-        """Run a plan; what would be trained past the time limit is left unfinished.
+        """Run a plan; what would be trained past the time limit is shortened, or left unfinished.
 
         Raises:
             OutOfTimeError: that is the case.

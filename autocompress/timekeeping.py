@@ -51,10 +51,10 @@ class Timekeeper(Watcher):
         """Hand on.
 
         Raises:
-            OutOfTimeError: the deadline has passed, and there is something left to do.
+            OutOfTimeError: the deadline has passed.
         """
         self.watcher.progress(fraction)
-        if fraction < 1 and self.deadline is not None and time.monotonic() > self.deadline:
+        if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTimeError
 
     def say(self, line: str) -> None:

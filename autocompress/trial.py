@@ -347,9 +347,9 @@ class TrialRunner:
 
 
 def _shortened(record: TrialRecord) -> list[str]:
-    """A note on a training for which there was less time than planned."""
+    """A note on a training that ended before it was planned to: the time ran out, or a callback of the user's ended it."""
     asked, had = record.plan.epochs or 0, record.epochs or 0
-    return [f"Trained for {had} of {asked} epochs, since the time ran out"] if had < asked else []
+    return [f"Trained for {had} of {asked} epochs"] if had < asked else []
 
 
 def _sizes(path: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,14 @@ class Cases(Protocol):
         """A scheduler."""
         ...
 
+    def sgd(self, parameters: Any) -> Any:
+        """An optimizer."""
+        ...
+
+    def rate(self, optimizer: Any) -> float:
+        """The rate that it has now."""
+        ...
+
     def loss_without_value(self) -> Any:
         """A loss that is never a number."""
         ...
@@ -106,6 +114,12 @@ class TorchCases:
 
     def constant_rate(self, optimizer: Any, steps: int) -> Any:
         return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    def sgd(self, parameters: Any) -> Any:
+        return torch.optim.SGD(parameters)
+
+    def rate(self, optimizer: Any) -> float:
+        return float(optimizer.param_groups[0]["lr"])
 
     def loss_without_value(self) -> Any:
         return lambda outputs, targets: outputs.sum() * float("nan")
@@ -168,6 +182,14 @@ class KerasCases:
 
     def constant_rate(self, optimizer: Any, steps: int) -> Any:
         return lambda step: 1e-3
+
+    def sgd(self, parameters: Any) -> Any:
+        import keras
+
+        return keras.optimizers.SGD()
+
+    def rate(self, optimizer: Any) -> float:
+        return float(optimizer.learning_rate)
 
     def loss_without_value(self) -> Any:
         return lambda targets, outputs: outputs * float("nan")
@@ -532,14 +554,42 @@ def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:
 
 
 def test_a_training_is_shortened_to_end_in_time(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = count()
-    monkeypatch.setattr(pace, "monotonic", lambda: next(seconds))  # every epoch takes one
-    task = cases.task("resnet")
-    steps, seen = task.splits["train"].batch_count or 0, list[float]()
-    settings = TuneSettings(6, 1e-2, 0.5, deadline=4)
-    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, seen.append) == 3
+    task, made = cases.task("resnet", batch_size=16), list[Any]()
+    task.optimizer = lambda parameters: made.append(cases.sgd(parameters)) or made[-1]
+    steps, seen, now = task.splits["train"].batch_count or 0, list[float](), list[None]()
+    monkeypatch.setattr(pace, "monotonic", lambda: len(now))
+
+    def told(fraction: float) -> None:
+        seen.append(fraction)
+        now.append(None)  # every step takes a second
+
+    settings = TuneSettings(6, 1e-2, 0.5, deadline=4.2 * steps)
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, told) == 3
     assert seen[:-1] == pytest.approx([(step + 1) / steps / (6 if step < steps else 3) for step in range(3 * steps)])
-    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), SETTINGS, silent) == SETTINGS.epochs
+    planned = replace(settings, epochs=3, deadline=None)
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), planned, silent) == 3
+    shortened, three = map(cases.rate, made)
+    assert shortened == pytest.approx(three)
+
+
+def test_epochs_in_which_channels_fall_silent_count(cases: Cases) -> None:
+    task, settings = cases.task("resnet"), TuneSettings(3, 1e-2, 0.5, pruning_schedule="linear")
+    group = cases.framework.inspect(task).groups[0].name
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy({group: 0.5})), settings, silent) == 3
+
+
+def test_a_training_that_is_late_ends_with_a_step_and_learns_what_it_can(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = cases.task("resnet", batch_size=16)
+    steps, seen, now = task.splits["train"].batch_count or 0, list[float](), list[None]()
+    monkeypatch.setattr(pace, "monotonic", lambda: len(now))
+
+    def told(fraction: float) -> None:
+        seen.append(fraction)
+        now.extend([None] * (1 if len(seen) < 2 * steps + 1 else 1000))  # something else takes the machine in the third epoch
+
+    settings = TuneSettings(6, 1e-2, 0.5, deadline=100 * steps)
+    assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, told) == 2
+    assert len(seen) == 2 * steps + 2
 
 
 def test_a_training_at_a_users_rates_is_not_shortened(cases: Cases) -> None:

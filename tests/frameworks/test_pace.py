@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import pytest
 
 from autocompress.frameworks import pace
-from autocompress.frameworks.base import TuneSettings
 from autocompress.frameworks.pace import Pace
 
-SETTINGS = TuneSettings(epochs=10, learning_rate=None, distillation=0.5)
+ASKED, STEPS = 10, 4
 
 
-def lengths(monkeypatch: pytest.MonkeyPatch, epochs: list[float], deadline: float | None) -> list[int]:
-    """The length after every epoch, each of which takes so many seconds."""
-    now = 100.0
-    monkeypatch.setattr(pace, "monotonic", lambda: now)
-    found, seen = Pace(replace(SETTINGS, deadline=None if deadline is None else now + deadline)), list[int]()
-    for done, seconds in enumerate(epochs, start=1):
-        now += seconds
-        seen.append(found.epochs(done))
-        if seen[-1] == done:
+@dataclass
+class Clock:
+    """A clock that is put on by hand."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lengths(monkeypatch: pytest.MonkeyPatch, epochs: list[float], within: float | None, first: float = 0.0) -> list[int]:
+    """The length after every epoch, each of which takes so many seconds, and the first step some more."""
+    clock = Clock()
+    monkeypatch.setattr(pace, "monotonic", clock)
+    found, seen = Pace(ASKED, None if within is None else clock.now + within), list[int]()
+    clock.now += first
+    for seconds in epochs:
+        for _ in range(STEPS):
+            clock.now += seconds / STEPS
+            found.end_step()
+            if found.is_over():
+                return seen
+        found.end_epoch()
+        seen.append(found.length)
+        if found.is_over():
             break
     return seen
 
 
 @pytest.mark.parametrize(
-    ("epochs", "deadline", "expected"),
+    ("epochs", "within", "expected"),
     [
         ([9.0] * 10, None, [10] * 10),
         ([2.0] * 10, 100.0, [10] * 10),
-        ([2.0] * 10, 21.0, [10] * 10),
-        ([2.0] * 10, 20.9, [9] * 9),
-        ([2.0] * 10, 1.0, [1]),  # one that is done is kept, however late it is
-        ([8.0] + [2.0] * 9, 27.0, [2] + [10] * 9),  # the first compiles something
-        ([2.0] * 4 + [4.0] * 6, 24.0, [10] * 4 + [7] * 3),  # something else begins to run
+        ([2.0] * 10, 20.6, [10] * 10),
+        ([2.0] * 10, 20.4, [9] * 9),
+        ([2.0] * 10, 1.0, [1]),  # the first one is kept, however late it is
+        ([2.0] * 4 + [1.0] * 6, 12.6, [6, 6, 6, 6, 6, 6]),  # it never becomes longer again
+        ([2.0] * 4 + [4.0] * 6, 24.6, [10] * 4 + [9, 8, 8]),  # something else begins to run, and the eighth is cut off
+        ([2.0] * 4 + [40.0], 24.6, [10] * 4),
         ([0.0] * 10, 1.0, [10] * 10),
     ],
 )
 def test_a_training_is_as_long_as_there_is_time_for(
-    epochs: list[float], deadline: float | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    epochs: list[float], within: float | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = lengths(monkeypatch, epochs, deadline)
-    assert seen == expected
-    if deadline is not None and len(seen) > 1:
-        assert sum(epochs[: len(seen)]) <= deadline
+    assert lengths(monkeypatch, epochs, within) == expected
+
+
+def test_what_the_first_step_compiles_is_not_taken_for_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lengths(monkeypatch, [2.0] * 10, 40.6, first=20.0) == [10] * 10
+
+
+def test_a_training_of_single_steps_is_shortened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pace, "monotonic", clock)
+    found, seen = Pace(ASKED, clock.now + 10), list[int]()
+    while not found.is_over():
+        clock.now += 2
+        found.end_step()
+        found.end_epoch()
+        seen.append(found.length)
+    assert seen == [ASKED, 4, 4, 4]  # after the first step nothing is known yet

@@ -143,14 +143,14 @@ class Trainer:
             HopelessError: the settings ask for an early end, and the first epoch was in vain.
         """
         own = self.task.callbacks() if self.task.callbacks is not None else []
-        self._fit(np.random.default_rng(self.settings.seed), self.settings.epochs, [_Course(self, progress, after_step), *own])
-        return self.steps // self.epoch_steps
+        pace = Pace(self.settings.epochs, self.settings.deadline if self.rates.can_be_shortened else None)
+        course = _Course(self, progress, pace, after_step)
+        self._fit(np.random.default_rng(self.settings.seed), self.settings.epochs, [course, *own])
+        return pace.done
 
-    def last(self, epochs: int) -> bool:
-        """Let the training be so many epochs long, unless its rates are the user's; whether that is over."""
-        if self.rates.can_be_shortened:
-            self.steps = self.rates.steps = epochs * self.epoch_steps
-        return self.done >= self.steps
+    def take(self, epochs: int) -> None:
+        """Let the training be so many epochs long."""
+        self.steps = self.rates.steps = epochs * self.epoch_steps
 
     def epoch(self, generator: np.random.Generator, progress: Progress, before_step: AroundStep) -> None:
         """One pass over the training data, without the user's callbacks.
@@ -211,14 +211,15 @@ class _Course(keras.callbacks.Callback):
         self,
         trainer: Trainer,
         progress: Progress,
+        pace: Pace | None = None,
         after_step: AroundStep | None = None,
         before_step: AroundStep | None = None,
     ) -> None:
         super().__init__()
-        self.trainer, self.progress, self.after_step, self.before_step = trainer, progress, after_step, before_step
-        watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1 and before_step is None
+        self.trainer, self.progress, self.pace = trainer, progress, pace
+        self.after_step, self.before_step = after_step, before_step
+        watched = trainer.settings.stop_hopeless and trainer.settings.epochs > 1 and pace is not None
         self.prospects = Prospects(trainer.task, trainer.teacher, predicted) if watched else None
-        self.pace = Pace(trainer.settings) if before_step is None else None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Learning rate, zeros and binary layers of the step."""
@@ -240,15 +241,24 @@ class _Course(keras.callbacks.Callback):
         if self.after_step is not None:
             self._synchronize()
             self.after_step()
+        if self.pace is not None:
+            self.pace.end_step()
+            if self.pace.is_over():
+                self.model.stop_training = True
+                return
         self.progress(min(trainer.done / trainer.steps, 1.0))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Is it worth going on, and is there time for it?"""
-        if epoch == 0 and self.prospects is not None:
+        """Is there time to go on, and is it worth it?"""
+        if self.pace is None or self.pace.is_over():
+            return
+        self.pace.end_epoch()
+        self.trainer.take(self.pace.length)
+        if self.pace.is_over():
+            self.model.stop_training = True
+        elif epoch == 0 and self.prospects is not None:
             self._synchronize()
             self.prospects.require(self.trainer.model)
-        if self.pace is not None and self.trainer.last(self.pace.epochs(epoch + 1)):
-            self.model.stop_training = True
 
     def _synchronize(self) -> None:
         """On JAX, `fit` holds the numbers outside of the variables."""

@@ -90,27 +90,34 @@ class Trainer:
         """
         watched = self.settings.stop_hopeless and self.settings.epochs > 1
         prospects = Prospects(self.task, self.teacher, predicted) if watched else None
-        pace, epoch, epochs = Pace(self.settings), 0, self.settings.epochs
-        while epoch < epochs:
-            self.to_training_mode()
-            before = self.done
-            for batch in self.batches():
-                self.step(batch)
-                if after_step is not None:
-                    after_step()
-                progress(min(self.done / self.steps, 1.0))
-            if self.done == before:
-                rule = "A batch of the training data holds two samples, for the batch norms"
-                raise TaskError(rule, "batches of one", "Set the loader's batch_size.")
-            if epoch == 0 and prospects is not None:
+        pace = Pace(self.settings.epochs, self.settings.deadline if isinstance(self.schedule, Cosine) else None)
+        while not pace.is_over():
+            self._run_epoch(pace, progress, after_step)
+            if pace.done == 1 and prospects is not None and not pace.is_over():
                 prospects.require(self.model)
-            epoch += 1
-            if isinstance(self.schedule, Cosine):
-                epochs = pace.epochs(epoch)
-                self.steps = self.schedule.steps = epochs * self.epoch_steps
         self.objective.close()
         FLOAT32.arrange(self.model)
-        return epoch
+        return pace.done
+
+    def _run_epoch(self, pace: Pace, progress: Progress, after_step: AfterStep | None) -> None:
+        """One pass over the training data, or as much of it as there is time for."""
+        self.to_training_mode()
+        before = self.done
+        for batch in self.batches():
+            self.step(batch)
+            if after_step is not None:
+                after_step()
+            pace.end_step()
+            if pace.is_over():
+                return
+            progress(min(self.done / self.steps, 1.0))
+        if self.done == before:
+            rule = "A batch of the training data holds two samples, for the batch norms"
+            raise TaskError(rule, "batches of one", "Set the loader's batch_size.")
+        pace.end_epoch()
+        self.steps = pace.length * self.epoch_steps
+        if isinstance(self.schedule, Cosine):
+            self.schedule.steps = self.steps
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the training data."""
