@@ -2,7 +2,7 @@
 
     python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 40]
 
-NAME is an experiment; by default three in PyTorch and three in Keras. Random policies of a space, as many as a search tries by
+NAME is an experiment; by default three in PyTorch and four in Keras. Random policies of a space, as many as a search tries by
 default, are tuned one by one from the original, twice with different seeds, and inherit from one shared training: without any
 training of their own, and with one epoch.
 Accuracies are those of the simulation on the validation data, seconds are CPU seconds of this process. The spaces: `channels`
@@ -59,6 +59,7 @@ EXPERIMENTS = (
     "mnist_keras_resnet8",
     "mnist_keras_mobilenet",
     "words_keras_convolution",
+    "words_keras_transformer",
 )
 RATIOS: list[float] = [0, 0.25, 0.5, 0.75]
 SPACES = {

@@ -103,9 +103,18 @@ def test_the_keras_resnet_is_the_one_in_pytorch(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.ptp(theirs))
 
 
-def test_the_convolution_of_words_has_channels_to_lose(few_words: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "keras_originals", raising=False)
-    task = load_task(EXPERIMENTS / "words_keras_convolution/task.py")
-    groups = framework_of(task.model).inspect(task).groups
-    assert [group.name for group in groups] == ["conv1", "conv2", "conv3"]
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("convolution", ["conv1", "conv2", "conv3"]),
+        ("transformer", [f"layer{i}_{part}" for i in range(2) for part in ("attention/query", "expand")]),
+    ],
+)
+def test_the_keras_networks_of_words_have_channels_to_lose(
+    name: str, groups: list[str], few_words: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shared in ("keras_originals", "keras_words"):
+        monkeypatch.delitem(sys.modules, shared, raising=False)
+    task = load_task(EXPERIMENTS / f"words_keras_{name}/task.py")
+    assert [group.name for group in framework_of(task.model).inspect(task).groups] == groups
     assert task.splits["train"].is_arrays
