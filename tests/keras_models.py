@@ -166,6 +166,15 @@ def disturbed(model: keras.Model) -> keras.Model:
     return model
 
 
+def attention_net() -> keras.Model:
+    """Rows of the image look at each other; whole heads may go."""
+    x = image()
+    y = layers.Dense(32, name="embed")(layers.Reshape((8, 8))(x))
+    y = layers.LayerNormalization(name="norm")(y + layers.MultiHeadAttention(4, 8, name="attention")(y, y))
+    y = layers.GlobalAveragePooling1D()(layers.Dense(48, activation="relu", name="expand")(y))
+    return keras.Model(x, layers.Dense(10, name="fc")(y))
+
+
 CLASSIFIERS = {
     "conv": conv_net,
     "resnet": resnet_net,

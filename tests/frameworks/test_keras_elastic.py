@@ -101,14 +101,16 @@ def step_of(model: keras.Model) -> Any:
     return step
 
 
+ATTENTION = "attention"
 THIN = {"grouped": 0, "transposed": 1}
 """How many groups can be thin, where not all can."""
 
 
-@pytest.mark.parametrize("kind", keras_models.CLASSIFIERS)
+@pytest.mark.parametrize("kind", [*keras_models.CLASSIFIERS, ATTENTION])
 def test_the_thin_form_gives_what_the_masked_one_gives(kind: str) -> None:
-    task = CASES.task(kind)
+    task = CASES.again(keras_models.seeded(keras_models.attention_net)) if kind == ATTENTION else CASES.task(kind)
     elastic = elastic_of(share(task))
+    assert elastic.pruning.proof.proven
     assert len(elastic.thin_groups) == THIN.get(kind, len(elastic.pruning.proof.proven))
     step, images = step_of(elastic.model), CASES.first_digits(8)[0]
     for policy in random_policies(CASES, task, 4):

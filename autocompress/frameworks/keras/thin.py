@@ -132,6 +132,8 @@ def open_sizes(layer: keras.layers.Layer, name: str, places: Collection[Place]) 
     """
     if type(layer) in CONVOLUTIONS:
         object.__setattr__(layer, "call", partial(_convolved, layer))
+    elif type(layer) is keras.layers.EinsumDense:
+        object.__setattr__(layer, "call", partial(_summed, layer))
     elif type(layer) is keras.layers.BatchNormalization:
         layer.axis = -1
     elif type(layer) is keras.layers.Reshape:
@@ -185,7 +187,18 @@ def _convolved(layer: Any, value: Any) -> Any:
     if padding == "causal":
         value, padding = ops.pad(value, layer._compute_causal_padding()), "valid"
     convolve = ops.depthwise_conv if isinstance(layer, DEPTHWISE) else ops.conv
-    value = convolve(value, read(layer.kernel), layer.strides, padding, layer.data_format, layer.dilation_rate)
+    return _ended(layer, convolve(value, read(layer.kernel), layer.strides, padding, layer.data_format, layer.dilation_rate))
+
+
+def _summed(layer: keras.layers.EinsumDense, value: Any, training: bool | None = None) -> Any:
+    """What an EinsumDense does."""
+    import tensorflow as tf
+
+    return _ended(layer, tf.einsum(layer.equation, value, read(layer.kernel)))
+
+
+def _ended(layer: Any, value: Any) -> Any:
+    """What a layer does with its sums."""
     if layer.bias is not None:
         value = value + read(layer.bias)
     return value if layer.activation is None else layer.activation(value)
