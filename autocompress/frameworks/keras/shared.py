@@ -23,9 +23,9 @@ from autocompress.policy import Policy
 from autocompress.task import Task
 
 DONE, EPOCHS = "done", "epochs"
-MOST_STEPS_OF_HEIRS = 150
-"""With so many at most, an heir is trained sooner in the elastic model, whose steps take a tenth more time, than by a step of its
-own, which has to be traced first."""
+MOST_STEPS_OF_HEIRS = 400
+"""With so many at most, an heir is trained sooner in the elastic model, whose steps take up to a tenth more time, than by a step
+of its own, which has to be traced first: 375 steps of a small transformer take 10.5 s and 12.0 s, and give .828 both."""
 
 
 class ElasticTraining:
