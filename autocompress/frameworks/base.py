@@ -35,7 +35,7 @@ class TuneSettings:
     """How long and how hard a candidate is fine-tuned; see `Task` and `FineTuning` for the meaning of the fields.
 
     `gradient_norm` is the norm to which the gradients of a step are scaled down, but for those of a user's Keras optimizer.
-    `deadline` is the `time.monotonic()` for which a training is shortened by whole epochs, where its rates are not the user's.
+    `deadline` is the `time.monotonic()` for which a training is shortened, where its rates are not the user's.
     """
 
     epochs: int

@@ -191,7 +191,7 @@ def _convolved(layer: Any, value: Any) -> Any:
 
 
 def _summed(layer: keras.layers.EinsumDense, value: Any, training: bool | None = None) -> Any:
-    """What an EinsumDense does."""
+    """What an EinsumDense does. Keras' own sum reshapes to sizes that it has to know."""
     import tensorflow as tf
 
     return _ended(layer, tf.einsum(layer.equation, value, read(layer.kernel)))
