@@ -44,7 +44,7 @@ from autocompress.device import Fingerprint
 from autocompress.foresight import Foresight
 from autocompress.outer_loop import run_search
 from autocompress.policy import Policy
-from autocompress.record import Stage
+from autocompress.record import Stage, TrialRecord
 from autocompress.result import Result
 from autocompress.run_folder import RunFolder
 from autocompress.setup import open_space
@@ -185,7 +185,7 @@ def searched(task: Task, config: SearchConfig, way: str) -> list[Row]:
     front = set(result.front["trial"])
     kept = [r for r in result.records if r.number in front or r.source in (ORIGINAL, INT8)]
     whole = {
-        "budget": (result.budget_ms or np.inf) / result.run["reference_ms"],
+        "budget": relative_budget(result),
         "seconds": round(seconds, 1),
         "tuning": round(tuning_seconds(result), 1),
     }
@@ -196,11 +196,25 @@ def searched(task: Task, config: SearchConfig, way: str) -> list[Row]:
     ]
 
 
+def relative_budget(result: Result) -> float:
+    """The budget in latencies of the original."""
+    return (result.budget_ms or np.inf) / float(result.run["reference_ms"])
+
+
 def tuning_seconds(result: Result) -> float:
     """Seconds in which something was trained, the baselines aside."""
-    own = sum(r.seconds.get(Stage.FINE_TUNE, 0.0) for r in result.records if not r.is_baseline)
-    shared = result.folder.file(STATE)
-    return own + (SharedState.model_validate(result.folder.read_json(STATE)).seconds if shared.is_file() else 0.0)
+    return shared_seconds(result) + sum(map(own_seconds, result.records))
+
+
+def shared_seconds(result: Result) -> float:
+    """Seconds of the shared training, if there was one."""
+    is_shared = result.folder.file(STATE).is_file()
+    return SharedState.model_validate(result.folder.read_json(STATE)).seconds if is_shared else 0.0
+
+
+def own_seconds(record: TrialRecord) -> float:
+    """Seconds in which a model was trained; none of a baseline."""
+    return 0.0 if record.is_baseline else record.seconds.get(Stage.FINE_TUNE, 0.0)
 
 
 def grid(task: Task, config: SearchConfig) -> list[Row]:

@@ -13,76 +13,44 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
-from compare_live import MODES, ROOT, WORST_DROP
+from compare_live import MODES, ROOT, WORST_DROP, own_seconds, relative_budget, shared_seconds, tuning_seconds
 from replay import hypervolume
 
 from autocompress.baselines import ORIGINAL
-from autocompress.record import Stage, TrialRecord
+from autocompress.record import TrialRecord
 from autocompress.result import Result
-from autocompress.shared import STATE, SharedState
 
 
-@dataclass
-class Spent:
-    """What a search has found, in the order in which it has found it.
-
-    Attributes:
-        result: the search.
-        shared: seconds of the shared training, before any trial.
-    """
-
-    result: Result
-    shared: float
-
-    @classmethod
-    def read(cls, path: Path) -> Spent:
-        """A run folder."""
-        result = Result(path)
-        has_shared = result.folder.file(STATE).is_file()
-        return cls(result, SharedState.model_validate(result.folder.read_json(STATE)).seconds if has_shared else 0.0)
-
-    @property
-    def seconds(self) -> float:
-        """All in which something was trained, the baselines aside."""
-        return self.shared + sum(map(seconds_of, self.result.records))
-
-    def hypervolume(self, within: float = np.inf) -> float:
-        """Of what was found within some seconds, in points of accuracy times the original's latency."""
-        found = [r for r in self._found(within) if r.latency is not None and r.accuracy_valid is not None]
-        original = next(r.accuracy_valid or 0.0 for r in found if r.source == ORIGINAL)
-        latencies = np.array([r.latency.ratio for r in found if r.latency is not None])
-        scores = np.array([r.accuracy_valid for r in found], dtype=float)
-        budget = (self.result.budget_ms or np.inf) / self.result.run["reference_ms"]
-        return 100 * float(hypervolume(latencies, scores, budget, original - WORST_DROP))
-
-    def _found(self, within: float) -> list[TrialRecord]:
-        found, spent = [], self.shared
-        for record in sorted(self.result.records, key=lambda record: record.number):
-            spent += seconds_of(record)
-            if spent > within:
-                break
-            found.append(record)
-        return found
+def volume_within(result: Result, seconds: float = np.inf) -> float:
+    """The hypervolume of what a search had found when it had trained for some seconds."""
+    found = [r for r in found_within(result, seconds) if r.latency is not None and r.accuracy_valid is not None]
+    original = next(r.accuracy_valid or 0.0 for r in found if r.source == ORIGINAL)
+    latencies = np.array([r.latency.ratio for r in found if r.latency is not None])
+    scores = np.array([r.accuracy_valid for r in found], dtype=float)
+    return 100 * float(hypervolume(latencies, scores, relative_budget(result), original - WORST_DROP))
 
 
-def seconds_of(record: TrialRecord) -> float:
-    """In which a candidate was trained."""
-    return 0.0 if record.is_baseline else record.seconds.get(Stage.FINE_TUNE, 0.0)
+def found_within(result: Result, seconds: float) -> list[TrialRecord]:
+    """The trials of a search that had ended by then, the shared training before all of them."""
+    records = sorted(result.records, key=lambda record: record.number)
+    spent = accumulate(map(own_seconds, records), initial=shared_seconds(result))
+    return [record for record, after in zip(records, islice(spent, 1, None), strict=True) if after <= seconds]
 
 
 def main(name: str, trials: int, seeds: int, ways: list[str], out: Path, search: str) -> int:
     """Print the comparison; 1 if the bound is broken."""
     less = []
     for seed in range(seeds):
-        searches = {way: Spent.read(out / f"{name}-{way}-{seed}-{trials}-trials") for way in ways}
-        least = min(one.seconds for one in searches.values())
-        cut = {way: one.hypervolume(least) for way, one in searches.items()}
+        searches = {way: Result(out / f"{name}-{way}-{seed}-{trials}-trials") for way in ways}
+        seconds = {way: tuning_seconds(one) for way, one in searches.items()}
+        least = min(seconds.values())
+        cut = {way: volume_within(one, least) for way, one in searches.items()}
         for way, one in searches.items():
-            whole = f"{one.hypervolume():.3f} in {one.seconds:.0f} s"
+            whole = f"{volume_within(one):.3f} in {seconds[way]:.0f} s"
             print(f"seed {seed}, {way:6} hypervolume {whole}, {cut[way]:.3f} in the first {least:.0f} s")
         less += [seed for way in ways if cut[search] < cut[way]]
     if less:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -553,19 +553,30 @@ def test_fine_tuning_recovers_the_accuracy_on_digits(cases: Cases) -> None:
     assert seen[-1] == 1.0
 
 
+class Steps(list[float]):
+    """Progress that is told after every step, each of which takes some seconds on the clock of a training.
+
+    Args:
+        seconds: of a step, of which as many were told as it is given.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self.now, self.seconds = 0.0, seconds
+        monkeypatch.setattr(pace, "monotonic", lambda: self.now)
+
+    def __call__(self, fraction: float) -> None:
+        self.append(fraction)
+        self.now += self.seconds(len(self))
+
+
 def test_a_training_is_shortened_to_end_in_time(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     task, made = cases.task("resnet", batch_size=16), list[Any]()
     task.optimizer = lambda parameters: made.append(cases.sgd(parameters)) or made[-1]
-    steps, seen, now = task.splits["train"].batch_count or 0, list[float](), list[None]()
-    monkeypatch.setattr(pace, "monotonic", lambda: len(now))
-
-    def told(fraction: float) -> None:
-        seen.append(fraction)
-        now.append(None)  # every step takes a second
-
+    steps, told = task.splits["train"].batch_count or 0, Steps(monkeypatch, lambda told: 1.0)
     settings = TuneSettings(6, 1e-2, 0.5, deadline=4.2 * steps)
     assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, told) == 3
-    assert seen[:-1] == pytest.approx([(step + 1) / steps / (6 if step < steps else 3) for step in range(3 * steps)])
+    assert told[:-1] == pytest.approx([(step + 1) / steps / (6 if step < steps else 3) for step in range(3 * steps)])
     planned = replace(settings, epochs=3, deadline=None)
     assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), planned, silent) == 3
     shortened, three = map(cases.rate, made)
@@ -580,16 +591,11 @@ def test_epochs_in_which_channels_fall_silent_count(cases: Cases) -> None:
 
 def test_a_training_that_is_late_ends_with_a_step_and_learns_what_it_can(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     task = cases.task("resnet", batch_size=16)
-    steps, seen, now = task.splits["train"].batch_count or 0, list[float](), list[None]()
-    monkeypatch.setattr(pace, "monotonic", lambda: len(now))
-
-    def told(fraction: float) -> None:
-        seen.append(fraction)
-        now.extend([None] * (1 if len(seen) < 2 * steps + 1 else 1000))  # something else takes the machine in the third epoch
-
+    steps = task.splits["train"].batch_count or 0
+    told = Steps(monkeypatch, lambda told: 1.0 if told <= 2 * steps else 1000.0)  # something else takes the machine
     settings = TuneSettings(6, 1e-2, 0.5, deadline=100 * steps)
     assert cases.framework.fine_tune(task, compressed(cases, task, ac.Policy()), settings, told) == 2
-    assert len(seen) == 2 * steps + 2
+    assert len(told) == 2 * steps + 2
 
 
 def test_a_training_at_a_users_rates_is_not_shortened(cases: Cases) -> None:
