@@ -107,7 +107,7 @@ class Policy:
         for name, ratio in (pruning or {}).items():
             _check_ratio(name, ratio)
         ratios = {name: 1.0 if _is_whole(ratio) else _canonical_fraction(ratio) for name, ratio in (pruning or {}).items()}
-        changed = {name: layer for name, layer in (layers or {}).items() if layer.to_dict()}
+        changed = {name: layer for name, layer in (layers or {}).items() if layer != UNCHANGED}
         object.__setattr__(self, "_pruning", tuple(sorted((name, ratio) for name, ratio in ratios.items() if ratio)))
         object.__setattr__(self, "_layers", tuple(sorted(changed.items())))
 
@@ -123,7 +123,7 @@ class Policy:
 
     def layer(self, name: str) -> LayerPolicy:
         """What is done to the layer of this name."""
-        return self.layers.get(name, LayerPolicy())
+        return self.layers.get(name, UNCHANGED)
 
     @property
     def is_identity(self) -> bool:
@@ -231,3 +231,7 @@ def _canonical_fraction(value: float) -> float:
 
 def _listed(choices: tuple[Bits, ...]) -> str:
     return ", ".join(str(choice) for choice in choices)
+
+
+UNCHANGED = LayerPolicy()
+"""A layer that stays as it is."""

@@ -224,6 +224,8 @@ class SharedTuning:
             DivergedError: the loss is not a number.
         """
         state = self._resumed()
+        if state.finished is None:
+            self._say_if_masked()
         while state.finished is None:
             start = time.monotonic()
             if state.epoch < state.cycle_epochs:
@@ -234,6 +236,12 @@ class SharedTuning:
             state.seconds += time.monotonic() - start
             self._keep(state)
         return state
+
+    def _say_if_masked(self) -> None:
+        prunes = any(decision.kind == "prune" for decision in self.sampler.space.decisions)
+        if prunes and self.training.masked_because:
+            why = self.training.masked_because
+            self.watcher.say(f"Steps of the shared training also compute the channels that go, which takes longer: {why}")
 
     def _resumed(self) -> SharedState:
         state = SharedState(cycle_epochs=self.cycle_epochs)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,8 @@ class SearchSpace:
         pruning = {subject: choice for kind, subject, choice in chosen if kind == "prune"}
         bits = {subject: choice for kind, subject, choice in chosen if kind == "bits"}
         sparsity = {subject: choice for kind, subject, choice in chosen if kind == "sparsity"}
-        layers = {}
-        for name in {**bits, **sparsity}:
-            weights, activations = bits.get(name, (FLOAT, FLOAT))
-            level = sparsity.get(name, 0.0)
-            pattern = level if isinstance(level, str) else UNSTRUCTURED
-            layers[name] = LayerPolicy(weights, activations, sparsity_of(level), pattern)
+        float_layer = (FLOAT, FLOAT)
+        layers = {name: _layer_policy(bits.get(name, float_layer), sparsity.get(name, 0.0)) for name in {**bits, **sparsity}}
         return Policy(pruning, layers)
 
     def indices(self, policy: Policy) -> dict[str, int] | None:
@@ -329,6 +326,12 @@ def _is_level(level: float | str) -> bool:
         return block_of(level) is not None if isinstance(level, str) else 0 <= level < 1
     except PolicyError:
         return False
+
+
+@cache  # every step of a shared training draws several policies
+def _layer_policy(bits: tuple[Bits, Bits], level: float | str) -> LayerPolicy:
+    pattern = level if isinstance(level, str) else UNSTRUCTURED
+    return LayerPolicy(*bits, sparsity_of(level), pattern)
 
 
 def _levels(rule: SparsityRule) -> tuple[float | str, ...]:

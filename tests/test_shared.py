@@ -52,8 +52,8 @@ BITS = {"precision": [{"weights": ["float", 8, 4, 3, 2], "activations": [8]}]}
 """Of the model with one layer, and no group to prune: five policies."""
 
 
-def space() -> SearchSpace:
-    return build_space(load_space_spec(SPACE), STRUCTURE)
+def space(spec: Any = SPACE) -> SearchSpace:
+    return build_space(load_space_spec(spec), STRUCTURE)
 
 
 def share_of(policy: Policy) -> float:
@@ -147,6 +147,7 @@ class Scripted:
 
     def __init__(self, reached: list[float]) -> None:
         self.reached, self.trained, self.cycles = reached, 0, 0
+        self.masked_because: str | None = None
 
     def begin(self, epochs: int) -> None:
         self.length = epochs
@@ -181,15 +182,21 @@ class ScriptedScreen:
 
 
 def scripted(
-    reached: list[float], folder: Path, training: Any = None, epochs: int = EPOCHS, **options: Any
+    reached: list[float],
+    folder: Path,
+    training: Any = None,
+    epochs: int = EPOCHS,
+    watcher: Watcher | None = None,
+    spec: Any = SPACE,
+    **options: Any,
 ) -> tuple[SharedState, Scripted]:
     """How a training ends that reaches this."""
     made = RunFolder(folder)
     made.path.mkdir(exist_ok=True)
     training = training or Scripted(reached)
-    sampler = PolicySampler(space(), share_of, None, seed=0)
+    sampler = PolicySampler(space(spec), share_of, None, seed=0)
     screen: Any = ScriptedScreen(reached)
-    return SharedTuning(screen, training, sampler, epochs, made, Watcher(), **options).run(), training
+    return SharedTuning(screen, training, sampler, epochs, made, watcher or Watcher(), **options).run(), training
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,17 @@ def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, re
     assert reason in state.finished
     assert (state.cycle, training.trained) == (cycles, cycles * EPOCHS)
     assert [np.mean(scores) for scores in state.probes] == pytest.approx(reached)
+
+
+@pytest.mark.parametrize(
+    ("reason", "prunes", "is_said"), [("a reason", True, True), ("a reason", False, False), (None, True, False)]
+)
+def test_a_training_that_is_only_masked_says_why(reason: str | None, prunes: bool, is_said: bool, tmp_path: Path) -> None:
+    watcher, training = Listening(), Scripted([0.95])
+    training.masked_because = reason
+    spec = SPACE if prunes else SPACE | {"pruning": []}
+    scripted([0.95], tmp_path / "run", training, watcher=watcher, spec=spec)
+    assert ("a reason" in watcher.lines[0]) == is_said
 
 
 def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:

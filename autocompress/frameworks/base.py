@@ -28,6 +28,7 @@ Progress = Callable[[float], None]
 GRADIENT_NORM, SHARED_GRADIENT_NORM = 5.0, 1.0
 """To which the gradients of a step are scaled down: of one candidate, and of a shared training, in which small policies would
 speak loudest."""
+FEATURES_ARE_WHOLE = "features are compared at the sizes of the whole model"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,13 @@ class Candidate:
 
 
 class SharedTraining(Protocol):
-    """The elastic model: one set of weights, trained in cycles under a policy that changes with every step."""
+    """The elastic model: one set of weights, trained in cycles under a policy that changes with every step.
+
+    Attributes:
+        masked_because: why its steps compute channels that a policy removes; None where they do not. Known once it has begun.
+    """
+
+    masked_because: str | None
 
     def begin(self, epochs: int) -> None:
         """Start a cycle of some epochs: the weights stay, the learning rate rises and falls anew."""

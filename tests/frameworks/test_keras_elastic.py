@@ -168,13 +168,16 @@ class Averaged(layers.Layer):
         return {**super().get_config(), "otherwise": self.otherwise}
 
 
-@pytest.mark.parametrize("otherwise", [None, 3])
-def test_a_model_that_has_to_know_its_sizes_is_only_masked(otherwise: int | None) -> None:
+@pytest.mark.parametrize(
+    ("otherwise", "reason"), [(None, "open sizes (Exception encountered when calling Averaged.call()"), (3, "something else")]
+)
+def test_a_model_that_has_to_know_its_sizes_is_only_masked(otherwise: int | None, reason: str) -> None:
     images = keras_models.image()
     value = Averaged(otherwise)(layers.ReLU()(keras_models.conv(16, 3, "conv")(images)))
     training = share(keras_models.small_task(keras.Model(images, keras_models.classified(value))))
     assert training.elastic.pruning.proof.proven
     assert not training.elastic.thin_groups
+    assert reason in training.masked_because
     training.begin(20)
     training.epoch(cycle([ac.Policy({"conv": 0.5})]), silent)
     assert np.isfinite(training.elastic.model(CASES.first_digits(8)[0])).all()
@@ -203,7 +206,9 @@ def test_what_thin_steps_have_trained_is_inherited_and_goes_on_in_the_masked_for
     monkeypatch.setattr(elastic_module, "can_be_thin", lambda: False)
     masked = share(task)
     assert thin.elastic.thin_groups
+    assert thin.masked_because is None
     assert not masked.elastic.thin_groups
+    assert "for a CPU" in masked.masked_because
     for training in (thin, masked):
         training.begin(20)
     thin.epoch(cycle([policy]), silent)
@@ -230,6 +235,7 @@ def test_the_steps_of_a_long_shared_training_are_thin(epochs: int, is_thin: bool
 def test_features_are_compared_at_full_size() -> None:
     training = CASES.framework.share(CASES.task("conv"), "l2", replace(SETTINGS, feature_distillation=1.0))
     assert not training.elastic.thin_groups
+    assert "features" in training.masked_because
     training.begin(20)
     training.epoch(cycle([ac.Policy({"conv1": 0.5})]), silent)
 

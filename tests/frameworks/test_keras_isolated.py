@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import autocompress as ac
 from autocompress import errors
 from autocompress.config import SearchConfig
 from autocompress.errors import AutocompressError, DivergedError, ModelError, OutOfTimeError, StageError, WorkerError
-from autocompress.frameworks.base import Candidate, TuneSettings, framework_of
+from autocompress.frameworks.base import FEATURES_ARE_WHOLE, Candidate, TuneSettings, framework_of
 from autocompress.frameworks.keras import isolated
 from autocompress.frameworks.keras.isolated import IsolatedKeras
 from autocompress.frameworks.keras.parcel import describe_error, error_of
@@ -195,6 +196,12 @@ def test_a_shared_training_takes_policies_from_here_and_all_survives_a_worker_th
     worker.reestimate(task, heir)
     for other, expected in zip([heir, *others], [found[1], *before], strict=True):
         np.testing.assert_array_equal(outputs(worker, task, other), expected)
+
+
+def test_the_worker_tells_why_a_shared_training_is_only_masked(task: ac.Task, worker: IsolatedKeras) -> None:
+    training = worker.share(task, "l2", replace(SETTINGS, feature_distillation=1.0))
+    training.begin(20)
+    assert training.masked_because == FEATURES_ARE_WHOLE
 
 
 QUIET = """

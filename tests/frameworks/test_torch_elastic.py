@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import autocompress as ac
-from autocompress.frameworks.base import GRADIENT_NORM, SHARED_GRADIENT_NORM, TuneSettings
+from autocompress.frameworks.base import FEATURES_ARE_WHOLE, GRADIENT_NORM, SHARED_GRADIENT_NORM, TuneSettings
 from autocompress.frameworks.torch.calls import call, outputs_of, tensors
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.framework import TorchFramework
@@ -123,6 +123,7 @@ def test_features_are_learned_in_a_shared_training_too() -> None:
     trained = []
     for weight in (0.0, 100.0):
         training = TorchFramework().share(task, "l2", TuneSettings(1, 1e-2, 0.5, feature_distillation=weight))
+        assert training.masked_because == (FEATURES_ARE_WHOLE if weight else None)
         training.begin(1)
         training.epoch(iter([ac.Policy({"block1.conv1": 0.5})]), lambda _: None)
         trained.append(training.candidate(ac.Policy()).model.stem.weight.detach().numpy())

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.frameworks.base import Candidate
+from autocompress.frameworks.base import FEATURES_ARE_WHOLE, Candidate
 from autocompress.frameworks.channels import Role, removed_slices
 from autocompress.frameworks.keras.elastic_layers import WIDTHS, ElasticInput, ElasticWeight, Lost
 from autocompress.frameworks.keras.graph import HEAVY, copied, layers_by_name, rebuild
@@ -27,13 +27,15 @@ from autocompress.frameworks.keras.pruning import Pruning
 from autocompress.frameworks.keras.resting import predicted
 from autocompress.frameworks.keras.rules import channel_axis
 from autocompress.frameworks.keras.simulate import Simulated, simulate, simulated_layers
-from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, can_be_thin, computes, open_sizes, places_of, whole
+from autocompress.frameworks.keras.thin import Cut, Kept, Place, Thin, can_be_thin, open_sizes, places_of, whole, why_not_computed
 from autocompress.frameworks.keras.weights import SimulatedWeight
 from autocompress.policy import FLOAT, Policy
 
 Removed = Mapping[str, Sequence[int]]
 Part = tuple[keras.layers.Layer, ElasticWeight, ElasticInput]
 """A simulated layer's own layer, its kernel and its input."""
+ONLY_HERE = "sizes stay open only where TensorFlow compiles steps for a CPU"
+NO_LAYERS = "no group of channels lies in layers alone whose sizes can stay open"
 
 
 class Elastic:
@@ -49,19 +51,21 @@ class Elastic:
     Attributes:
         model: the elastic copy.
         thin_groups: whose channels need not be computed.
+        masked_because: why there are none.
     """
 
     def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str, may_be_thin: bool = True) -> None:
         self.example, self.pruning, self.criterion = example, pruning, criterion
-        places = places_of(graph, pruning.groups, pruning.proof.proven) if may_be_thin and can_be_thin() else {}
-        self.thin_groups = frozenset(places)
+        reason = FEATURES_ARE_WHOLE if not may_be_thin else None if can_be_thin() else ONLY_HERE
+        places = places_of(graph, pruning.groups, pruning.proof.proven) if reason is None else {}
         self._build(graph, places)
-        if self.thin_groups and not self._is_right_when_thin():
-            self.thin_groups = frozenset()
+        if places and (reason := self._why_wrong_when_thin()):
             self._build(graph, {})
+        self.masked_because = None if self.thin_groups else reason or NO_LAYERS
 
     def _build(self, graph: keras.Model, places: Mapping[str, Collection[Place]]) -> None:
         """Make the model, which can be thin where some groups lie."""
+        self.thin_groups = frozenset(places)
         weights, thin = weights_by_name(graph), {place for found in places.values() for place in found}
         kept = self._kept = Kept({(tensor, axis): int(weights[tensor].shape[axis]) for tensor, axis in thin if tensor in weights})
 
@@ -77,14 +81,14 @@ class Elastic:
         simulated = simulated_layers(self.model).items()
         self._parts = {name: cast(Part, (one.layer, one.weight, one.input_quantizer)) for name, one in simulated}
 
-    def _is_right_when_thin(self) -> bool:
-        """Is the thin form without half of its channels what a candidate is that has lost them?"""
+    def _why_wrong_when_thin(self) -> str | None:
+        """Why the thin form without half of its channels is not what a candidate is that has lost them; None where it is."""
         policy = Policy(dict.fromkeys(self.thin_groups, 0.5))
         expected = predicted(self.candidate(policy).model, [self.example])
         self.obey(policy, thin=True)
-        is_right = computes(self.model, self.example, expected)
+        reason = why_not_computed(self.model, self.example, expected)
         self.obey(Policy())
-        return is_right
+        return reason
 
     def obey(self, policy: Policy, removed: Removed | None = None, thin: bool = False) -> None:
         """Let a policy be in force; ranges of inputs are forgotten.

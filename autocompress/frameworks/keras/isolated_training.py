@@ -43,10 +43,14 @@ class IsolatedTraining:
         workplace: with the worker.
         criterion: by which channels are ranked, here.
         settings: of the training.
+
+    Attributes:
+        masked_because: why its steps compute channels that a policy removes; None where they do not, or before it has begun.
     """
 
     def __init__(self, workplace: Workplace, criterion: str, settings: TuneSettings) -> None:
         self._workplace, self._criterion, self._settings = workplace, criterion, settings
+        self.masked_because: str | None = None
         self._home: WorkerProcess | None = None
         self._epochs = 0
         self._way: list[Step] | None = []
@@ -109,7 +113,8 @@ class IsolatedTraining:
                     "The worker process with the shared training has died; a resumed run goes on from its last epoch"
                 )
             scores = self._workplace.scores(self._criterion)
-            worker.call("share", criterion=self._criterion, settings=asdict(self._settings), scores=scores)
+            settings = asdict(self._settings)
+            self.masked_because = worker.call("share", criterion=self._criterion, settings=settings, scores=scores)
             self._home, steps = worker, [*self._way, *steps]
         for name, arguments in steps:
             worker.call(name, **arguments)

@@ -33,6 +33,7 @@ class ElasticTraining:
 
     Attributes:
         elastic: what is trained.
+        masked_because: why its steps compute channels that a policy removes; None where they do not.
         epochs: finished ones of the present cycle.
     """
 
@@ -42,6 +43,7 @@ class ElasticTraining:
         self.task, self.settings = task, settings
         compares_features = settings.feature_distillation > 0  # at the sizes of the whole model
         self.elastic = Elastic(graph, example, pruning, criterion, may_be_thin=not compares_features)
+        self.masked_because = self.elastic.masked_because
         self.teacher = teacher_of(graph)
         self.epochs = 0
 

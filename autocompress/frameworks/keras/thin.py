@@ -25,6 +25,7 @@ from autocompress.frameworks.keras.layers import DEPTHWISE
 from autocompress.frameworks.keras.nodes import as_argument
 from autocompress.frameworks.keras.straight import is_tensorflow_on_a_cpu, read, valued
 from autocompress.frameworks.keras.trace import SIZE_MARK
+from autocompress.frameworks.proof import first_line
 
 Place = tuple[str, int]
 """A tensor's name and one of its axes."""
@@ -141,8 +142,8 @@ def open_sizes(layer: keras.layers.Layer, name: str, places: Collection[Place]) 
         layer.target_shape = tuple(-1 if (name + SIZE, axis) in places else size for axis, size in shape)
 
 
-def computes(model: keras.Model, inputs: Any, expected: Sequence[NDArray[Any]]) -> bool:
-    """Can a step of a model be compiled, and does it give some outputs as it is now?
+def why_not_computed(model: keras.Model, inputs: Any, expected: Sequence[NDArray[Any]]) -> str | None:
+    """Why a step of a model cannot be compiled or does not give some outputs as it is now; None where it does.
 
     It cannot where an operation has to know a size, and does not where one knows a wrong one.
     """
@@ -161,9 +162,10 @@ def computes(model: keras.Model, inputs: Any, expected: Sequence[NDArray[Any]]) 
             tf.function(step, autograph=False).get_concrete_function(tensors)
             graph = tf.function(outputs, autograph=False).get_concrete_function(tensors)
         found = [tensor.numpy() for tensor in graph(tensors)]
-    except Exception:  # of any layer, a user's own too
-        return False
-    return all(one.shape == other.shape and _is_same(one, other) for one, other in zip(found, expected, strict=True))
+    except Exception as error:  # of any layer, a user's own too
+        return f"its step cannot be compiled with open sizes ({first_line(error)})"
+    is_same = all(one.shape == other.shape and _is_same(one, other) for one, other in zip(found, expected, strict=True))
+    return None if is_same else "a layer computes something else of fewer channels"
 
 
 def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:

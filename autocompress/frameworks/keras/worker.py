@@ -72,10 +72,11 @@ class Worker:
         candidate, heir_of = self._candidates[number], self._training if inherits else None
         return self._framework.fine_tune(self._task, candidate, TuneSettings(**settings), self._report, heir_of)
 
-    def share(self, criterion: str, settings: dict[str, Any], scores: Mapping[str, Sequence[float]]) -> None:
-        """Make the elastic model, with the search's ranking of the channels."""
+    def share(self, criterion: str, settings: dict[str, Any], scores: Mapping[str, Sequence[float]]) -> str | None:
+        """Make the elastic model, with the search's ranking of the channels; why it is only masked."""
         self._framework.rank_as(self._task, criterion, scores)
         self._training = self._framework.share(self._task, criterion, TuneSettings(**settings))
+        return self._training.masked_because
 
     def begin_training(self, epochs: int) -> None:
         """Start a cycle of the shared training."""

@@ -46,9 +46,8 @@ def remove_channels(
         if isinstance(value, nn.Parameter) and not differentiable:
             cut = nn.Parameter(cut.detach(), value.requires_grad)
         _replace(homes, value, cut)
-    for tensor in {tensor for tensor, _ in slices}:
-        for owner, _ in homes[id(_registered(modules, tensor))]:
-            synchronize(owner)
+    for owner in {owner for tensor, _ in slices for owner, _ in homes[id(_registered(modules, tensor))]}:
+        synchronize(owner)
     for name in followed:
         _follow(model, groups[name], len(removed[name]), before)
     vanish(model, groups, removed)

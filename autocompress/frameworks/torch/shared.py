@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autocompress.errors import ModelError
-from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
+from autocompress.frameworks.base import FEATURES_ARE_WHOLE, SHARED_GRADIENT_NORM, Candidate, Progress, TuneSettings
 from autocompress.frameworks.torch.elastic import Elastic
 from autocompress.frameworks.torch.finetune import Trainer
 from autocompress.frameworks.torch.optimize import highest_shared_rate
@@ -27,6 +27,7 @@ class ElasticTraining:
 
     Attributes:
         elastic: what is trained.
+        masked_because: why its steps compute channels that a policy removes; None where they do not.
         epochs: finished ones of the present cycle.
     """
 
@@ -34,6 +35,7 @@ class ElasticTraining:
         self.task, self.settings = task, settings
         self.elastic = Elastic(task.model, example, pruning, criterion)
         self.teacher = copy.deepcopy(task.model).eval()
+        self.masked_because = FEATURES_ARE_WHOLE if settings.feature_distillation else None
         self.epochs = 0
 
     def begin(self, epochs: int) -> None:
