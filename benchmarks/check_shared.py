@@ -1,13 +1,14 @@
 """What shared fine-tuning wins over tuning every candidate by itself.
 
-    python benchmarks/check_shared.py [NAME ...] [--space channels] [--policies 40]
+    python benchmarks/check_shared.py [NAME ...] [--space deep] [--policies 40]
 
 NAME is an experiment; by default three in PyTorch and four in Keras. Random policies of a space, as many as a search tries by
 default, are tuned one by one from the original, twice with different seeds, and inherit from one shared training: without any
 training of their own, and with one epoch.
 Accuracies are those of the simulation on validation and test data together: by 5,000 images alone, chance moves an accuracy as
-far as policies differ. Seconds are CPU seconds of this process. The spaces: `channels` (8-bit weights), `deep` (up to 7/8 of the
-channels may go), `branches` (whole ones may go too), `bits84` and `bits842` (a width for each layer).
+far as policies differ. Seconds are CPU seconds of this process. The spaces: `deep` (8-bit weights, up to 7/8 of the channels may
+go), `channels` (up to 3/4: policies that hardly differ in the end), `branches` (whole ones may go too), `bits84` and `bits842` (a
+width for each layer).
 
 With the stage `long` the policies are also tuned for 20 epochs each, as the models of a front are in the end, and both ways are
 ranked beside that: what a search wants to know is the accuracy of the model that it gives back.
@@ -243,7 +244,7 @@ def main(names: list[str], space: str, policies: int, stages: list[str], out: Pa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(EXPERIMENTS))
-    parser.add_argument("--space", choices=SPACES, default="channels")
+    parser.add_argument("--space", choices=SPACES, default="deep")
     parser.add_argument("--policies", type=int, default=40)
     parser.add_argument("--stages", nargs="*", choices=(*STAGES, LONG), default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/check_shared")
