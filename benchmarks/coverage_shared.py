@@ -201,8 +201,9 @@ def main(framework: str) -> int:
     """1 if a bound is broken."""
     families = {name: network.family for name, network in networks(framework).items()}
     limits = Limits(CPU_SECONDS, "fork" if framework == "torch" else "spawn")
-    out = f"coverage_shared_{framework}"
-    return coverage_check.check(families, partial(examine, framework), limits, PACKAGES[framework], summary, __doc__ or "", out)
+    return coverage_check.check(
+        families, partial(examine, framework), limits, PACKAGES[framework], summary, __doc__ or "", (framework,)
+    )
 
 
 if __name__ == "__main__":
