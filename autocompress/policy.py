@@ -97,7 +97,7 @@ class Policy:
         layers: layer name → LayerPolicy. A layer that is not named stays as it is.
 
     Raises:
-        PolicyError: a ratio outside [0, 1] or a bit-width outside the lists above.
+        PolicyError: a ratio outside [0, 1], or a layer's policy that is none.
     """
 
     _pruning: tuple[tuple[str, float], ...]
@@ -106,6 +106,11 @@ class Policy:
     def __init__(self, pruning: Mapping[str, float] | None = None, layers: Mapping[str, LayerPolicy] | None = None) -> None:
         for name, ratio in (pruning or {}).items():
             _check_ratio(name, ratio)
+        for name, layer in (layers or {}).items():
+            if not isinstance(layer, LayerPolicy):
+                raise PolicyError(
+                    f"Layer {name} of a policy has a LayerPolicy", repr(layer), "Policy.from_dict reads plain data."
+                )
         ratios = {name: 1.0 if _is_whole(ratio) else _canonical_fraction(ratio) for name, ratio in (pruning or {}).items()}
         changed = {name: layer for name, layer in (layers or {}).items() if layer != UNCHANGED}
         object.__setattr__(self, "_pruning", tuple(sorted((name, ratio) for name, ratio in ratios.items() if ratio)))

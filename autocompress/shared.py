@@ -47,7 +47,7 @@ CYCLE, SHORTEST_CYCLE = 7, 3
 """Epochs of a cycle over those of a candidate's own fine-tuning: at most, and at least.
 
 Policies that have .935 on MobileNetV2 tuned one by one for 3 epochs inherit .938 after 18 shared epochs, .940 after 21 and .941
-after 24; in Keras, where they have .942, it is .940, .943 and .945 (`benchmarks/check_shared.py`, up to 7/8 of the channels gone,
+after 24; in Keras, where they have .942, it is .940, .943 and .945 (validation data, up to 7/8 of the channels gone,
 two or three seeds). Ranked beside 20 epochs each they are as good after 18 as after 24 (.63, .62, .62), and beside 3 epochs
 better after 18 and 21 than after 24 (.81, .82, .74; in Keras .77, .74, .70).
 """
@@ -224,8 +224,9 @@ class SharedTuning:
             DivergedError: the loss is not a number.
         """
         state = self._resumed()
-        if state.finished is None:
-            self._say_if_masked()
+        if state.finished is None and self.sampler.smallest.pruning and self.training.masked_because:
+            why = self.training.masked_because
+            self.watcher.say(f"Steps of the shared training also compute the channels that go, which takes longer: {why}")
         while state.finished is None:
             start = time.monotonic()
             if state.epoch < state.cycle_epochs:
@@ -236,12 +237,6 @@ class SharedTuning:
             state.seconds += time.monotonic() - start
             self._keep(state)
         return state
-
-    def _say_if_masked(self) -> None:
-        prunes = any(decision.kind == "prune" for decision in self.sampler.space.decisions)
-        if prunes and self.training.masked_because:
-            why = self.training.masked_because
-            self.watcher.say(f"Steps of the shared training also compute the channels that go, which takes longer: {why}")
 
     def _resumed(self) -> SharedState:
         state = SharedState(cycle_epochs=self.cycle_epochs)

@@ -5,8 +5,8 @@
 NAME is an experiment; by default three in PyTorch and four in Keras. Random policies of a space, as many as a search tries by
 default, are tuned one by one from the original, twice with different seeds, and inherit from one shared training: without any
 training of their own, and with one epoch.
-Accuracies are those of the simulation on validation and test data together: by 5,000 images alone, chance moves an accuracy as
-far as policies differ. Seconds are CPU seconds of this process. The spaces: `deep` (8-bit weights, up to 7/8 of the channels may
+Accuracies are those of the simulation on validation and test data together: by one of them alone, chance moves an accuracy about
+as far as heirs differ. Seconds are CPU seconds of this process. The spaces: `deep` (8-bit weights, up to 7/8 of the channels may
 go), `channels` (up to 3/4: policies that hardly differ in the end), `branches` (whole ones may go too), `bits84` and `bits842` (a
 width for each layer).
 
@@ -77,7 +77,8 @@ WAYS = ("each", "again", "inherited", "short")
 STAGES = ("shared", *WAYS)
 LONG = "long"
 """A stage on request."""
-SCORED_ON = ("valid", "test")
+SCORES, SCORED_ON = "scored_on", ["valid", "test"]
+"""What is known of other data is not gone on with."""
 TOGETHER = 8
 """Policies of which each way is taken before the next."""
 EACH_EPOCHS, SHORT_EPOCHS, LONG_EPOCHS = 3, 1, 20
@@ -92,12 +93,14 @@ class Comparison:
     def __init__(self, name: str, space: str, policies: int, out: Path) -> None:
         self.folder = out / f"{name}-{space}"
         self.path = out / f"{name}-{space}.json"
-        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        known = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.results: dict[str, Any] = {SCORES: SCORED_ON} | (known if known.get(SCORES) == SCORED_ON else {})
         self.task = load_task(ROOT / f"experiments/{name}/task.py")
         self.framework = framework_of(self.task.model)
         self.space = build_space(load_space_spec(SPACES[space]), self.framework.inspect(self.task))
         self.policies = [self._random(self.space, np.random.default_rng((7, i))) for i in range(policies)]
         self.screens = [Screen(self.framework, self.task, split=split) for split in SCORED_ON]
+        self.samples = [sum(batch.size for batch in screen.batches) for screen in self.screens]
 
     def run(self, stages: Sequence[str]) -> None:
         """What is not known yet of some stages, a few policies after the others: seconds of another hour cannot be compared.
@@ -146,8 +149,7 @@ class Comparison:
         start = time.process_time()
         candidate = make()
         seconds = time.process_time() - start
-        sizes = [sum(batch.size for batch in screen.batches) for screen in self.screens]
-        score = float(np.average([screen.score(candidate) for screen in self.screens], weights=sizes))
+        score = float(np.average([screen.score(candidate) for screen in self.screens], weights=self.samples))
         self._keep(key, [*self.results.get(key, []), {"score": score, "seconds": seconds}])
         print(f"  {key} {len(self.results[key])}: {score:.4f}, {seconds:.1f} s", flush=True)
 

@@ -236,7 +236,7 @@ def check(
     packages: Sequence[str],
     summary: Callable[[Sequence[Row]], tuple[bool, str]],
     description: str,
-    kind: tuple[str, ...] = (),
+    framework: str | None = None,
 ) -> int:
     """Print a line for each network and the summary; 1 if a bound is broken.
 
@@ -247,14 +247,14 @@ def check(
         packages: whose versions are written beside the rows.
         summary: whether the bounds hold, and the figures in words.
         description: of the script, for its help.
-        kind: the script's first argument, if it has taken one; part of the CSV's name.
+        framework: the argument that the script has taken, if any; part of the CSV's name.
     """
-    script = Path(sys.argv[0])
+    script, taken = Path(sys.argv[0]), [framework] if framework else []
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="names, separated by commas; by default all that have no row yet")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the CSV already has; --models are run again")
-    parser.add_argument("--out", type=Path, default=script.parent / "results" / f"{'_'.join([script.stem, *kind])}.csv")
+    parser.add_argument("--out", type=Path, default=script.parent / "results" / f"{'_'.join([script.stem, *taken])}.csv")
     options = parser.parse_args()
     order = {name: place for place, name in enumerate(families)}
     rows = read(options.out) if options.resume else {}
@@ -265,7 +265,7 @@ def check(
     for row in run({name: families[name] for name in order if name in wanted}, examine, limits, options.jobs):
         rows[row.model] = row
         print(row.line(), flush=True)
-        command = " ".join(["python", f"{script.parent.name}/{script.name}", *kind])
+        command = " ".join(["python", f"{script.parent.name}/{script.name}", *taken])
         write(options.out, sorted(rows.values(), key=lambda row: order[row.model]), packages, command)
     kept, words = summary(list(rows.values()))
     print(words)

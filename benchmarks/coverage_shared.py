@@ -202,7 +202,7 @@ def main(framework: str) -> int:
     families = {name: network.family for name, network in networks(framework).items()}
     limits = Limits(CPU_SECONDS, "fork" if framework == "torch" else "spawn")
     return coverage_check.check(
-        families, partial(examine, framework), limits, PACKAGES[framework], summary, __doc__ or "", (framework,)
+        families, partial(examine, framework), limits, PACKAGES[framework], summary, __doc__ or "", framework
     )
 
 

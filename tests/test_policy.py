@@ -83,6 +83,11 @@ def test_bits_outside_the_list_are_refused(bits: object) -> None:
         LayerPolicy(weights=8, activations=bits)  # type: ignore[arg-type]
 
 
+def test_a_layer_that_has_no_layer_policy_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"Layer fc of a policy has a LayerPolicy.*from_dict"):
+        Policy({}, {"fc": {"weights": 8}})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("ratio", [1, 1.0, 1.5, -0.1, float("nan"), float("inf"), True, "0.5", None])
 def test_a_fraction_outside_its_range_is_refused(ratio: object) -> None:
     with pytest.raises(PolicyError, match=r"sparsity lies in \[0, 1\)"):

@@ -216,14 +216,16 @@ def test_the_probes_tell_when_it_is_enough(reached: list[float], cycles: int, re
 
 
 @pytest.mark.parametrize(
-    ("reason", "prunes", "is_said"), [("a reason", True, True), ("a reason", False, False), (None, True, False)]
+    ("reason", "ratios", "is_said"),
+    [("a reason", [0, 0.5], True), ("a reason", [0.5], True), ("a reason", [0, 1], False), (None, [0, 0.5], False)],
 )
-def test_a_training_that_is_only_masked_says_why(reason: str | None, prunes: bool, is_said: bool, tmp_path: Path) -> None:
-    watcher, training = Listening(), Scripted([0.95])
+def test_a_training_that_is_only_masked_says_why(reason: str | None, ratios: list[float], is_said: bool, tmp_path: Path) -> None:
+    watchers, training = (Listening(), Listening()), Scripted([0.95])
     training.masked_because = reason
-    spec = SPACE if prunes else SPACE | {"pruning": []}
-    scripted([0.95], tmp_path / "run", training, watcher=watcher, spec=spec)
-    assert ("a reason" in watcher.lines[0]) == is_said
+    for watcher in watchers:  # the second time all is trained already
+        scripted([0.95], tmp_path / "run", training, watcher=watcher, spec=SPACE | {"pruning": [{"ratios": ratios}]})
+    said = [any("compute the channels that go" in line for line in watcher.lines) for watcher in watchers]
+    assert said == [is_said, False]
 
 
 def test_few_candidates_do_not_pay_for_many_cycles(tmp_path: Path) -> None:

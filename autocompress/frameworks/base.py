@@ -73,7 +73,7 @@ class SharedTraining(Protocol):
     """The elastic model: one set of weights, trained in cycles under a policy that changes with every step.
 
     Attributes:
-        masked_because: why its steps compute channels that a policy removes; None where they do not. Known once it has begun.
+        masked_because: why no step can leave out the channels that go; None where some can. Known once it has begun.
     """
 
     masked_because: str | None

@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from autocompress.policy import FLOAT, Bits, LayerPolicy, Policy
+from autocompress.policy import FLOAT, UNCHANGED, Bits, LayerPolicy, Policy
 from autocompress.structure import Structure
 from autocompress.target.layer_table import LayerTable
 from autocompress.target.precision import heavy_nodes
@@ -223,7 +223,7 @@ class Predictor:
             pruned = original.at(
                 original.inputs - inputs.get(layer.name, 0), original.outputs - outputs.get(layer.name, 0), False
             )
-            weights, activations, stored = _bits(layers.get(layer.name, LayerPolicy()))
+            weights, activations, stored = _bits(layers.get(layer.name, UNCHANGED))
             own = macs_of[layer.name]
             macs += own
             bops += own * weights * activations

@@ -19,7 +19,7 @@ from test_contract import SETTINGS, KerasCases, random_policies, silent
 import autocompress as ac
 from autocompress.frameworks.base import SHARED_GRADIENT_NORM, Candidate
 from autocompress.frameworks.keras import elastic as elastic_module
-from autocompress.frameworks.keras.elastic import Elastic
+from autocompress.frameworks.keras.elastic import NO_GROUP_CAN_BE_THIN, Elastic
 from autocompress.frameworks.keras.elastic_layers import WIDTHS
 from autocompress.frameworks.keras.optimize import highest_shared_rate
 from autocompress.frameworks.keras.shared import MOST_STEPS_OF_HEIRS
@@ -112,6 +112,7 @@ def test_the_thin_form_gives_what_the_masked_one_gives(kind: str) -> None:
     elastic = elastic_of(share(task))
     assert elastic.pruning.proof.proven
     assert len(elastic.thin_groups) == THIN.get(kind, len(elastic.pruning.proof.proven))
+    assert elastic.masked_because == (None if elastic.thin_groups else NO_GROUP_CAN_BE_THIN)
     step, images = step_of(elastic.model), CASES.first_digits(8)[0]
     for policy in random_policies(CASES, task, 4):
         elastic.obey(policy)
@@ -169,7 +170,7 @@ class Averaged(layers.Layer):
 
 
 @pytest.mark.parametrize(
-    ("otherwise", "reason"), [(None, "open sizes (Exception encountered when calling Averaged.call()"), (3, "something else")]
+    ("otherwise", "reason"), [(None, ": Exception encountered when calling Averaged.call()"), (3, "something else")]
 )
 def test_a_model_that_has_to_know_its_sizes_is_only_masked(otherwise: int | None, reason: str) -> None:
     images = keras_models.image()

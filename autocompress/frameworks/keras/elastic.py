@@ -34,8 +34,8 @@ from autocompress.policy import FLOAT, Policy
 Removed = Mapping[str, Sequence[int]]
 Part = tuple[keras.layers.Layer, ElasticWeight, ElasticInput]
 """A simulated layer's own layer, its kernel and its input."""
-ONLY_HERE = "sizes stay open only where TensorFlow compiles steps for a CPU"
-NO_LAYERS = "no group of channels lies in layers alone whose sizes can stay open"
+OPEN_ON_A_CPU_ALONE = "sizes stay open only where TensorFlow compiles steps for a CPU"
+NO_GROUP_CAN_BE_THIN = "no group of channels lies in layers alone whose sizes can stay open"
 
 
 class Elastic:
@@ -51,17 +51,17 @@ class Elastic:
     Attributes:
         model: the elastic copy.
         thin_groups: whose channels need not be computed.
-        masked_because: why there are none.
+        masked_because: why there are none; None where there are some.
     """
 
     def __init__(self, graph: keras.Model, example: Any, pruning: Pruning, criterion: str, may_be_thin: bool = True) -> None:
         self.example, self.pruning, self.criterion = example, pruning, criterion
-        reason = FEATURES_ARE_WHOLE if not may_be_thin else None if can_be_thin() else ONLY_HERE
+        reason = FEATURES_ARE_WHOLE if not may_be_thin else None if can_be_thin() else OPEN_ON_A_CPU_ALONE
         places = places_of(graph, pruning.groups, pruning.proof.proven) if reason is None else {}
         self._build(graph, places)
         if places and (reason := self._why_wrong_when_thin()):
             self._build(graph, {})
-        self.masked_because = None if self.thin_groups else reason or NO_LAYERS
+        self.masked_because = None if self.thin_groups else reason or NO_GROUP_CAN_BE_THIN
 
     def _build(self, graph: keras.Model, places: Mapping[str, Collection[Place]]) -> None:
         """Make the model, which can be thin where some groups lie."""

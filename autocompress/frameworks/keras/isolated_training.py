@@ -45,7 +45,7 @@ class IsolatedTraining:
         settings: of the training.
 
     Attributes:
-        masked_because: why its steps compute channels that a policy removes; None where they do not, or before it has begun.
+        masked_because: why no step can leave out the channels that go; None where some can, or before it has begun.
     """
 
     def __init__(self, workplace: Workplace, criterion: str, settings: TuneSettings) -> None:

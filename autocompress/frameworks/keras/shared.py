@@ -33,7 +33,7 @@ class ElasticTraining:
 
     Attributes:
         elastic: what is trained.
-        masked_because: why its steps compute channels that a policy removes; None where they do not.
+        masked_because: why no step can leave out the channels that go; None where some can.
         epochs: finished ones of the present cycle.
     """
 

@@ -163,7 +163,7 @@ def why_not_computed(model: keras.Model, inputs: Any, expected: Sequence[NDArray
             graph = tf.function(outputs, autograph=False).get_concrete_function(tensors)
         found = [tensor.numpy() for tensor in graph(tensors)]
     except Exception as error:  # of any layer, a user's own too
-        return f"its step cannot be compiled with open sizes ({first_line(error)})"
+        return f"its step cannot be compiled with open sizes ({type(error).__name__}: {first_line(error)})"
     is_same = all(one.shape == other.shape and _is_same(one, other) for one, other in zip(found, expected, strict=True))
     return None if is_same else "a layer computes something else of fewer channels"
 

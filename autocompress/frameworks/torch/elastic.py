@@ -27,7 +27,7 @@ from autocompress.frameworks.torch.prune import kept_index, remove_channels
 from autocompress.frameworks.torch.pruning import Pruning
 from autocompress.frameworks.torch.simulate import attach_input, simulate, simulated_weights
 from autocompress.frameworks.torch.thin import Thin
-from autocompress.policy import LayerPolicy, Policy
+from autocompress.policy import UNCHANGED, Policy
 
 Removed = Mapping[str, Sequence[int]]
 Place = tuple[str, int | None]
@@ -67,7 +67,7 @@ class Elastic:
         layers = {self._tensors[name]: layer for name, layer in policy.layers.items()}
         for tensor, elastic, weight in self._weights:
             lost = inputs.get((tensor, elastic.input_axis), NONE), outputs.get((tensor, elastic.axis), NONE)
-            elastic.obey(weight, layers.get(tensor, LayerPolicy()), *lost)
+            elastic.obey(weight, layers.get(tensor, UNCHANGED), *lost)
         for name, quantizer, axis in self._inputs:
             tensor = self._tensors[name]
             quantizer.obey(policy.layer(name), inputs.get((tensor, axis), inputs.get((tensor, None), NONE)))
